@@ -1,7 +1,7 @@
 """The maths of the cells, forward beside backward.
 
-The table shows how our letters read in the papers. A suffix 0 marks the state before a step, a
-prefix `d` a gradient, and `~` a pre-activation; capitals span all steps of a chunk or a sequence.
+The table gives the papers' symbols for our letters. A suffix 0 marks the state before a step, a
+prefix `d` a gradient, and `~` a pre-activation. Capitals span all steps of a chunk or a sequence.
 
     ours          in the papers            meaning
     ------------  -----------------------  -----------------------------------------------------

@@ -1,12 +1,12 @@
 """Activations as pairs: `f(xp, x)` and `f_bwd(xp, dy, x, y)` with `y = f(xp, x)`.
 
-Each function is pure and takes the namespace first; all but `softmax` work element by element. A
-backward pass is given both the input and the output and uses whichever costs less. All but
-`exponential` and `square_relu` are finite, and raise no floating-point warning, for every finite
-input.
+Each function is pure and takes the namespace first. All work element by element, except `softmax`.
+A backward pass gets both the input and the output, and uses the cheaper one. For every finite
+input, results are finite without a floating-point warning, except those of `exponential` and
+`square_relu`.
 
-The pairs in `GATE_ACTIVATIONS` can be chosen for the gates of a cell by a text such as "tanh" or
-"hard_sigmoid(0.2, 0.5)"; their parameters and defaults are those of ONNX. `register` adds a pair.
+A text such as "tanh" or "hard_sigmoid(0.2, 0.5)" chooses a pair in `GATE_ACTIVATIONS` for the gates
+of a cell. Parameters and defaults are those of ONNX. `register` adds a pair.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from xlstm.arrays.namespace import Array, Namespace
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
-    """Return 1 / (1 + exp(-x)) as e / (1 + e) with e = exp(x), which keeps all digits of small
+    """Return 1 / (1 + exp(-x)), as e / (1 + e) with e = exp(x), which keeps all digits of small
     results.
     """
-    # From the bound on, sigmoid(x) rounds to 1, and exp(x) is still finite in the dtype of x.
+    # At the bound sigmoid(x) rounds to 1, and exp(x) is still finite in the dtype of x.
     bound = 10.0 if getattr(x.dtype, "itemsize", 4) == 2 else 40.0
-    # NumPy takes the number itself, which is quicker; other libraries need an array.
+    # NumPy takes a number, which is faster; other libraries need an array.
     e = xp.exp(xp.minimum(x, bound if xp is np else xp.full_like(x, bound)))  # (1)
     e /= 1 + e  # (1)
     return e
 
 
 def sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `sigmoid`: dx from dy."""
+    """Return dx from dy for `sigmoid`."""
     return dy * (y * (1 - y))  # (1)
 
 
@@ -47,19 +47,19 @@ def tanh(xp: Namespace, x: Array) -> Array:
 
 
 def tanh_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `tanh`: dx from dy."""
+    """Return dx from dy for `tanh`."""
     return dy * (1 - y * y)  # (2)
 
 
 def log_sigmoid(xp: Namespace, x: Array) -> Array:
-    """Return log(sigmoid(x)) = min(x, 0) - log(1 + exp(-|x|)), which is exact where sigmoid(x)
+    """Return log(sigmoid(x)), as min(x, 0) - log(1 + exp(-|x|)), which is exact even if sigmoid(x)
     underflows.
     """
     return xp.minimum(x, xp.zeros_like(x)) - xp.log1p(xp.exp(-xp.abs(x)))  # (3)
 
 
 def log_sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `log_sigmoid`: dx from dy."""
+    """Return dx from dy for `log_sigmoid`."""
     return dy * sigmoid(xp, -x)  # (3)
 
 
@@ -69,7 +69,7 @@ def silu(xp: Namespace, x: Array) -> Array:
 
 
 def silu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `silu`: dx from dy."""
+    """Return dx from dy for `silu`."""
     s = sigmoid(xp, x)
     return dy * (s + y * (1 - s))
 
@@ -79,7 +79,7 @@ def erf(xp: Namespace, x: Array) -> Array:
     dtype.
 
     The rational functions are those of Cody 1969 in float64. In float32 they are those of the Eigen
-    library, which have about half the degree.
+    library, of about half the degree.
     """
     if x.dtype == xp.float32:
         u = clamp(xp, x, 4.0)
@@ -103,9 +103,9 @@ def gelu(xp: Namespace, x: Array) -> Array:
 
 
 def gelu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `gelu`: dx from dy."""
+    """Return dx from dy for `gelu`."""
     below = 0.5 * (1 + erf(xp, x * math.sqrt(0.5)))
-    u = clamp(xp, x, 50.0)  # beyond that the density is 0
+    u = clamp(xp, x, 50.0)  # beyond, the density is 0
     return dy * (below + u * xp.exp(-0.5 * u * u) * (1 / math.sqrt(2 * math.pi)))
 
 
@@ -116,7 +116,7 @@ def square_relu(xp: Namespace, x: Array) -> Array:
 
 
 def square_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `square_relu`: dx from dy."""
+    """Return dx from dy for `square_relu`."""
     return dy * (2 * relu(xp, x))
 
 
@@ -126,7 +126,7 @@ def soft_cap(xp: Namespace, x: Array, cap: float) -> Array:
 
 
 def soft_cap_bwd(xp: Namespace, dy: Array, x: Array, y: Array, cap: float) -> Array:
-    """Differentiate `soft_cap`: dx from dy."""
+    """Return dx from dy for `soft_cap`."""
     t = y / cap
     return dy * (1 - t * t)
 
@@ -140,7 +140,7 @@ def _polynomial(coefficients: tuple[float, ...], z: Array) -> Array:
     return y
 
 
-# Numerator and denominator of the rational functions of `erf`.
+# Numerators and denominators of the rational functions in `erf`.
 ERF_SINGLE = (
     (
         -2.72614225801306e-10,
@@ -208,7 +208,7 @@ def softmax(xp: Namespace, x: Array) -> Array:
 
 
 def softmax_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `softmax`: dx from dy."""
+    """Return dx from dy for `softmax`."""
     return y * (dy - xp.sum(dy * y, axis=-1, keepdims=True))
 
 
@@ -218,7 +218,7 @@ def linear(xp: Namespace, x: Array) -> Array:
 
 
 def linear_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `linear`: dx from dy."""
+    """Return dx from dy for `linear`."""
     return dy
 
 
@@ -230,7 +230,7 @@ def affine(xp: Namespace, x: Array, alpha: float = 1.0, beta: float = 0.0) -> Ar
 def affine_bwd(
     xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0, beta: float = 0.0
 ) -> Array:
-    """Differentiate `affine`: dx from dy."""
+    """Return dx from dy for `affine`."""
     return alpha * dy
 
 
@@ -240,27 +240,27 @@ def relu(xp: Namespace, x: Array) -> Array:
 
 
 def relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `relu`: dx from dy."""
+    """Return dx from dy for `relu`."""
     return dy * xp.astype(y > 0, y.dtype)
 
 
 def leaky_relu(xp: Namespace, x: Array, alpha: float = 0.01) -> Array:
-    """Return x above 0, alpha x below."""
+    """Return x if x is above 0, else alpha x."""
     return xp.where(x < 0, alpha * x, x)
 
 
 def leaky_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 0.01) -> Array:
-    """Differentiate `leaky_relu`: dx from dy."""
+    """Return dx from dy for `leaky_relu`."""
     return xp.where(y < 0, alpha * dy, dy)
 
 
 def thresholded_relu(xp: Namespace, x: Array, alpha: float = 1.0) -> Array:
-    """Return x above alpha, else 0."""
+    """Return x if x is above alpha, else 0."""
     return xp.where(x <= alpha, xp.zeros_like(x), x)
 
 
 def thresholded_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0) -> Array:
-    """Differentiate `thresholded_relu`: dx from dy."""
+    """Return dx from dy for `thresholded_relu`."""
     return dy * xp.astype(y > alpha, y.dtype)
 
 
@@ -272,12 +272,12 @@ def scaled_tanh(xp: Namespace, x: Array, alpha: float = 1.0, beta: float = 1.0) 
 def scaled_tanh_bwd(
     xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0, beta: float = 1.0
 ) -> Array:
-    """Differentiate `scaled_tanh`: dx from dy."""
+    """Return dx from dy for `scaled_tanh`."""
     return dy * (beta * (alpha - y * y / alpha))
 
 
 def hard_sigmoid(xp: Namespace, x: Array, alpha: float = 0.2, beta: float = 0.5) -> Array:
-    """Return alpha x + beta within [0, 1]."""
+    """Return alpha x + beta, limited to [0, 1]."""
     y = alpha * x + beta
     return xp.minimum(xp.maximum(y, xp.zeros_like(y)), xp.ones_like(y))
 
@@ -285,18 +285,18 @@ def hard_sigmoid(xp: Namespace, x: Array, alpha: float = 0.2, beta: float = 0.5)
 def hard_sigmoid_bwd(
     xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 0.2, beta: float = 0.5
 ) -> Array:
-    """Differentiate `hard_sigmoid`: dx from dy."""
+    """Return dx from dy for `hard_sigmoid`."""
     return dy * (alpha * xp.astype((y > 0) & (y < 1), y.dtype))
 
 
 def elu(xp: Namespace, x: Array, alpha: float = 1.0) -> Array:
-    """Return x above 0, alpha (exp(x) - 1) below."""
+    """Return x if x is above 0, else alpha (exp(x) - 1)."""
     low = xp.minimum(x, xp.zeros_like(x))
     return xp.where(x > 0, x, alpha * xp.expm1(low))
 
 
 def elu_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0) -> Array:
-    """Differentiate `elu`: dx from dy."""
+    """Return dx from dy for `elu`."""
     return xp.where(y > 0, dy, dy * (y + alpha))
 
 
@@ -310,7 +310,7 @@ def selu(xp: Namespace, x: Array) -> Array:
 
 
 def selu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `selu`: dx from dy."""
+    """Return dx from dy for `selu`."""
     return SELU_SCALE * elu_bwd(xp, dy, x, y / SELU_SCALE, SELU_ALPHA)
 
 
@@ -320,18 +320,18 @@ def softsign(xp: Namespace, x: Array) -> Array:
 
 
 def softsign_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `softsign`: dx from dy."""
+    """Return dx from dy for `softsign`."""
     slope = 1 - xp.abs(y)
     return dy * (slope * slope)
 
 
 def softplus(xp: Namespace, x: Array) -> Array:
-    """Return log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))."""
+    """Return log(1 + exp(x)), as max(x, 0) + log(1 + exp(-|x|))."""
     return xp.maximum(x, xp.zeros_like(x)) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
 def softplus_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `softplus`: dx from dy."""
+    """Return dx from dy for `softplus`."""
     return dy * -xp.expm1(-y)
 
 
@@ -341,18 +341,18 @@ def exponential(xp: Namespace, x: Array) -> Array:
 
 
 def exponential_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `exponential`: dx from dy."""
+    """Return dx from dy for `exponential`."""
     return dy * y
 
 
 def clamp(xp: Namespace, x: Array, limit: float) -> Array:
-    """Return x within [-limit, limit], without the synchronisation that `xp.clip` costs on CuPy."""
+    """Return x limited to [-limit, limit], without the synchronisation of `xp.clip` on CuPy."""
     high = xp.full_like(x, limit)
     return xp.minimum(xp.maximum(x, -high), high)  # (4)
 
 
 def clamp_bwd(xp: Namespace, dy: Array, x: Array, limit: float) -> Array:
-    """Differentiate `clamp`: dx from dy."""
+    """Return dx from dy for `clamp`."""
     return dy * xp.astype(xp.abs(x) < limit, dy.dtype)  # (4)
 
 
@@ -361,10 +361,10 @@ class Pair(NamedTuple):
 
     fwd: Callable[..., Array]
     bwd: Callable[..., Array]
-    from_input: bool = False  # whether the derivative needs the input x, and not the output alone
+    from_input: bool = False  # whether the derivative needs the input x, beside the output
 
 
-# The activations that can be chosen for the gates of a cell.
+# The activations for the gates of a cell.
 GATE_ACTIVATIONS: dict[str, Pair] = {
     "sigmoid": Pair(sigmoid, sigmoid_bwd),
     "tanh": Pair(tanh, tanh_bwd),
@@ -381,7 +381,7 @@ GATE_ACTIVATIONS: dict[str, Pair] = {
     "softplus": Pair(softplus, softplus_bwd),
     "exponential": Pair(exponential, exponential_bwd),
 }
-SHARES = ("sigmoid", "hard_sigmoid")  # those of them whose values are shares, from 0 to 1
+SHARES = ("sigmoid", "hard_sigmoid")  # activations whose values are shares, from 0 to 1
 # The activations of gated feed-forward layers.
 FEED_FORWARD = {
     "gelu": Pair(gelu, gelu_bwd, from_input=True),
@@ -391,12 +391,12 @@ FEED_FORWARD = {
     "sigmoid": Pair(sigmoid, sigmoid_bwd),
     "selu": Pair(selu, selu_bwd),
 }
-# The logarithm of a forget gate from its pre-activation: f = sigmoid(f~) or exp(f~) (Beck et al.
-# 2024, eq. 11).
+# The logarithm of a forget gate as a function of its pre-activation, for f = sigmoid(f~) or exp(f~)
+# (Beck et al. 2024, eq. 11).
 FORGET = {"sigmoid": Pair(log_sigmoid, log_sigmoid_bwd), "exponential": Pair(linear, linear_bwd)}
-# their derivatives are computed from the output, which needs an alpha above 0
+# alpha must be above 0: the derivative is computed from the output
 POSITIVE = {"leaky_relu", "elu"}
-ALPHA_BETA = ("alpha", "beta")  # names of the parameters of gate activations, in order
+ALPHA_BETA = ("alpha", "beta")  # parameters of gate activations, in order
 
 
 def register(
@@ -406,30 +406,32 @@ def register(
     *,
     derivative_from: str = "output",
 ) -> None:
-    """Add an activation to those that the option `activations` of layers takes.
+    """Add an activation, which you can then name in the option `activations` of layers.
 
-    Layers that are saved in a file keep its name, so it has to be registered again before they are
-    loaded.
+    A file keeps only the activation's name. So register the activation again before you load a
+    layer that uses it.
 
     Parameters
     ----------
     name : str
-        A new name of letters, digits and underscores.
+        A new name, of letters, digits and underscores.
     forward : callable
-        `forward(xp, x) -> y`, element by element: arithmetic, comparisons and `xp.tanh xp.exp
-        xp.where ...` only. It may have the parameters alpha, or alpha and beta, with numbers as
-        defaults; "name(0.2)" chooses their values.
+        `forward(xp, x)` returns y, element by element. It may use arithmetic, comparisons and
+        functions of the namespace, such as `xp.tanh`, `xp.exp` and `xp.where`. It may have a
+        parameter alpha, or alpha and beta, with numbers as defaults; the text "name(0.2)" sets
+        their values.
     backward : callable
-        `backward(xp, dy, x, y) -> dx`, with the same parameters.
+        `backward(xp, dy, x, y)` returns dx from the upstream gradient dy. It has the same
+        parameters as `forward`.
     derivative_from : {"output", "input"}
-        With "output" `backward` uses y alone, and its x may be None. With "input" it also uses x,
-        which cells then keep.
+        The values that `backward` needs. With "output", it uses y alone, and x may be None. With
+        "input", it also uses x, and cells keep x for the backward pass.
 
     Raises
     ------
     ValueError
-        `name` is not a valid name or is taken by other functions, or `derivative_from` or the
-        parameters are not among those allowed.
+        `name` is not valid, or belongs to other functions already. `derivative_from` is neither
+        "output" nor "input". `forward` or `backward` has other parameters.
     TypeError
         `forward` or `backward` is not a function.
 
@@ -466,11 +468,12 @@ def register(
 
 
 class Activation(NamedTuple):
-    """A gate activation by name.
+    """A gate activation: its name and the values of its parameters.
 
     Attributes
     ----------
     name : str
+        A name in `GATE_ACTIVATIONS`, such as "elu".
     values : tuple of float
         The values of its parameters, in order.
     """
@@ -480,13 +483,14 @@ class Activation(NamedTuple):
 
 
 def parse(text: str | Activation) -> Activation:
-    """Return the name and the parameters of a gate activation, with defaults filled in: "elu" ->
-    ("elu", (1.0,)).
+    """Return the name and the parameter values of a gate activation.
+
+    Parameters that the text leaves out get their defaults: "elu" gives ("elu", (1.0,)).
 
     Parameters
     ----------
     text : str or Activation
-        A name, with parameters in brackets or without. An `Activation` is returned as it is.
+        A name, with or without parameters in brackets. An `Activation` is returned unchanged.
 
     Returns
     -------
@@ -495,7 +499,8 @@ def parse(text: str | Activation) -> Activation:
     Raises
     ------
     ValueError
-        The name is unknown, or its parameters are too many, not finite numbers, or out of range.
+        The name is unknown. There are too many parameters, or one is not a finite number or is out
+        of range.
     """
     if isinstance(text, Activation):
         return text
@@ -524,32 +529,41 @@ def parse(text: str | Activation) -> Activation:
 
 @functools.cache
 def _defaults(name: str) -> tuple[float, ...]:
-    """Return the defaults of the parameters of a gate activation, in order; a name always has the
-    same function.
+    """Return the defaults of the parameters of a gate activation, in order.
+
+    They can be cached, since a name always has the same functions.
     """
     parameters = inspect.signature(GATE_ACTIVATIONS[name].fwd).parameters
     return tuple(float(p.default) for p in list(parameters.values())[2:])
 
 
 def canonical(text: str) -> str:
-    """Return the canonical text of a gate activation: "hard_sigmoid" -> "hard_sigmoid(0.2, 0.5)".
+    """Return the canonical text of a gate activation: "hard_sigmoid" gives "hard_sigmoid(0.2,
+    0.5)".
 
     Parameters
     ----------
     text : str
-        As for `parse`, which says when it raises ValueError.
+        A name, with or without parameters in brackets.
 
     Returns
     -------
     str
-        The name, with all parameters where it has some.
+        The name, with the values of all its parameters in brackets, if it has parameters.
+
+    Raises
+    ------
+    ValueError
+        As for `parse`.
     """
     name, values = parse(text)
     return f"{name}({', '.join(map(repr, values))})" if values else name
 
 
 def pair(text: str | Activation) -> Pair:
-    """Return the functions of a gate activation; see `parse`."""
+    """Return the functions of a gate activation, with its parameters bound; `text` is as for
+    `parse`.
+    """
     name, values = parse(text)
     activation = GATE_ACTIVATIONS[name]
     if not values:

@@ -1,6 +1,4 @@
-"""The protocol of a gated cell, which is the base class of every cell here and of those that users
-write.
-"""
+"""The base class of all gated cells: those of this package and those that you write."""
 
 from __future__ import annotations
 
@@ -16,36 +14,71 @@ from xlstm.cells.activations import ALPHA_BETA, Activation, Pair, clamp, clamp_b
 class Cell:
     """A gated cell: one time step of a recurrent layer, forward and backward, element by element.
 
-    A cell is a frozen dataclass; its fields are its options. It sees one step at a time: zx and zh
-    (G, H, B), the products of the weights with the input x and with the hidden state h, biases
-    included, one row for each of the G gates; and the states before the step, each (H, B). Both
-    functions are pure, use arithmetic and functions of the array namespace `xp` alone, and do not
-    branch on values, so that they run on every array library and, traced, in every engine. Index a
-    gate as `z[k, ...]`: axes of time may follow the gate axis. `xlstm.register_cell` makes a layer
-    of a cell; see docs/cells.md.
+    Derive a frozen dataclass from it, whose fields are the options of the cell, and write `gates`
+    and `gates_bwd`. `xlstm.register_cell` then makes a layer of it; docs/cells.md shows complete
+    cells.
+
+    A cell sees one step at a time:
+
+    - zx and zh, each (G, H, B): the products of the weights with the input x and with the hidden
+      state h, biases included. Each of the G gates has one row, `z[k, ...]`. Always index so, since
+      axes of time may follow the gate axis.
+    - the states before the step, each (H, B).
+
+    Both functions must be pure, must use only arithmetic and functions of the array namespace `xp`,
+    and must not branch on values. Then they run on every array library and, traced, in every
+    engine.
 
     Attributes
     ----------
     GATES : tuple of str
         Names of the gates, in the order of the rows of the weights.
     STATES : tuple of str
-        Names of the states, "h" first. All of them have the width H.
+        Names of the states, "h" first. All states have the width H.
     REST : tuple of float
         The value of each state before the first step.
     PARAMETERS : dict of str to int
-        Names of the cell's own parameters, and how many rows each has: it is (rows * H,) in the
-        layer. `gates`, `derivatives` and `gates_bwd` take them by name, as (rows, H, 1), or (H, 1)
-        where there is one row.
+        Names of the cell's own parameters, and the number of rows of each. A parameter is (rows *
+        H,) in the layer. `gates`, `derivatives` and `gates_bwd` get it by name, as (rows, H, 1), or
+        as (H, 1) if it has one row.
     SHARES : tuple of str
-        Names of the gates whose values are shares, from 0 to 1, for pictures.
+        Names of the gates whose values are shares, from 0 to 1. Only pictures use it.
     RECURRENT : bool
-        Whether there is a product of h. Without one, zh is zero, and the layer has no Wh.
+        Whether the hidden state has a weight Wh. If False, the layer has no Wh, and zh is zero.
     BIASES : int
-        2 where the products of x and of h have a bias each by default; 1 where one serves both.
+        2 if, by default, the products with x and with h have a bias each; 1 if one bias serves
+        both.
     activations : tuple of str
-        A field that a cell has where its activations can be chosen.
+        Declare this field if the activations of the cell can be chosen.
     clip : float, optional
-        A field that a cell has where its pre-activations can be bounded.
+        Declare this field if the pre-activations of the cell can be bounded.
+
+    Examples
+    --------
+    This cell keeps a fixed share of its state:
+
+    >>> from dataclasses import dataclass
+    >>> from typing import NamedTuple
+    >>> import numpy as np
+    >>> import xlstm
+    >>> class Nothing(NamedTuple):
+    ...     pass
+    >>> @dataclass(frozen=True)
+    ... class LeakyCell(xlstm.Cell):
+    ...     share: float = 0.9
+    ...     GATES = ("n",)
+    ...     RECURRENT = False
+    ...
+    ...     def gates(self, xp, zx, zh, h0):
+    ...         return self.share * h0 + (1 - self.share) * zx[0, ...], Nothing()
+    ...
+    ...     def gates_bwd(self, xp, saved, dh):
+    ...         dzx = ((1 - self.share) * dh)[None, ...]
+    ...         return dzx, dzx, self.share * dh
+    >>> layer = xlstm.register_cell(LeakyCell, "LeakyUnit")(3, 8, share=0.5)
+    >>> y, (h,) = layer(layer.init(backend="numpy"), np.ones((5, 2, 3), "float32"))
+    >>> y.shape, h.shape
+    ((5, 2, 8), (1, 2, 8))
     """
 
     GATES: ClassVar[tuple[str, ...]]
@@ -67,60 +100,66 @@ class Cell:
         Parameters
         ----------
         xp : namespace
+            The functions of the array library, such as `xp.tanh`.
         zx, zh : array (G, H, B)
-            The products of x and of h, biases included.
+            The products of the weights with x and with h, biases included.
         *state : arrays (H, B)
             The states before the step, in the order of STATES.
         **own : arrays
-            PARAMETERS by name.
+            The cell's own parameters by name.
 
         Returns
         -------
         *state : arrays (H, B)
             The states after the step.
         saved : NamedTuple
-            The values that `gates_bwd` needs, arrays (rows, H, B) or (H, B), or None.
+            The values that `gates_bwd` needs. Each field is an array (rows, H, B) or (H, B), or
+            None.
         """
         raise NotImplementedError
 
     def gates_bwd(self, xp: Namespace, saved: Any, *dstate: Array, **own: Array) -> tuple[Any, ...]:
-        """Differentiate one step.
+        """Compute the gradients of one step from the upstream gradients of its states.
 
         Parameters
         ----------
         xp : namespace
+            The functions of the array library.
         saved : NamedTuple
-            From `gates`, or from `derivatives`.
+            The result of `derivatives`, which by default is `saved` of `gates`.
         *dstate : arrays (H, B)
-            The gradients of the states after the step.
+            The gradients with respect to the states after the step.
         **own : arrays
-            PARAMETERS by name.
+            The cell's own parameters by name.
 
         Returns
         -------
         dzx, dzh : array (G, H, B)
-            dzh is dzx itself where both products only enter as their sum. Rows of dzx after those
-            of the gates are kept for `own_bwd`.
+            The gradients with respect to zx and zh. Return the same array twice if the cell uses
+            only the sum of zx and zh. dzx may have more rows after those of the gates, which are
+            kept for `own_bwd`.
         *dstate0 : arrays (H, B)
-            The gradients of the states before the step; that of h0 is None where h0 enters through
-            zh alone.
+            The gradients with respect to the states before the step. The first is None if h0 enters
+            through zh alone.
         """
         raise NotImplementedError
 
     def derivatives(self, xp: Namespace, saved: Any, *carry: Array, **own: Array) -> Any:
-        """Compute the part of the derivative that needs no gradient, for many steps at once.
+        """Compute the part of the derivative that needs no upstream gradient, for many steps at
+        once.
 
-        `gates_bwd` gets the result, a step at a time, in place of `saved`.
+        `gates_bwd` gets the result in place of `saved`, one step at a time.
 
         Parameters
         ----------
         xp : namespace
+            The functions of the array library.
         saved : NamedTuple
-            From `gates`, with an axis of time before H.
+            The `saved` of `gates`, with an axis of time before H.
         *carry : arrays (k, H, B)
-            Every state but h, before each step.
+            Every state except h, before each of k steps.
         **own : arrays
-            PARAMETERS by name.
+            The cell's own parameters by name.
 
         Returns
         -------
@@ -130,17 +169,19 @@ class Cell:
         return saved
 
     def activated(self, xp: Namespace, saved: Any) -> Array:
-        """Return the values of all gates.
+        """Return the values of all gates, in the order of GATES.
 
         Parameters
         ----------
         xp : namespace
+            The functions of the array library.
         saved : NamedTuple
+            The `saved` of `gates`.
 
         Returns
         -------
         array (G, ...)
-            By default the fields of `saved` that are named in GATES.
+            By default, the fields of `saved` with the names in GATES.
         """
         return xp.stack([getattr(saved, gate) for gate in self.GATES])
 
@@ -150,63 +191,97 @@ class Cell:
         Parameters
         ----------
         xp : namespace
+            The functions of the array library.
         saved : NamedTuple
+            The `saved` of `gates`.
 
         Returns
         -------
         array (H, ...) or None
-            By default None: the cell has no such share.
+            By default None, for a cell without such a share.
         """
         return None
 
     def own_bwd(
         self, xp: Namespace, dz: Array, saved: Any, *carry: Array, **own: Array
     ) -> dict[str, Array]:
-        """Return the gradients of PARAMETERS, in their shapes or with axes of length 1 left out.
+        """Return the gradients with respect to the cell's own parameters, summed over steps and
+        sequences.
 
         Parameters
         ----------
         xp : namespace
+            The functions of the array library.
         dz : array (rows, k, H, B)
-            The gradient of zx at k steps.
+            The gradient with respect to zx at k steps, with all rows that `gates_bwd` returned.
         saved : NamedTuple
-            From `gates`.
+            The `saved` of `gates`, with an axis of time before H.
         *carry : arrays (k, H, B)
+            Every state except h, before each of k steps.
         **own : arrays
+            The cell's own parameters by name.
 
         Returns
         -------
         dict of str to array
+            The gradients by name, in the shapes of the parameters; axes of length 1 may be left
+            out.
         """
         return {}
 
     def weights(self, xp: Namespace, w: Params) -> Params:
-        """Return the weights that a step uses, by their last names; by default they are the
-        layer's, `w`.
+        """Return the weights that a step uses, by their last names.
+
+        Parameters
+        ----------
+        xp : namespace
+            The functions of the array library.
+        w : dict of str to array
+            The weights of the layer.
+
+        Returns
+        -------
+        dict of str to array
+            By default `w`.
         """
         return w
 
     def weights_bwd(self, xp: Namespace, w: Params, grads: Params) -> Params:
-        """Return the gradients of the layer's weights `w` from those of `weights(xp, w)`."""
+        """Return the gradients with respect to the layer's weights, from those with respect to
+        `weights(xp, w)`.
+
+        Parameters
+        ----------
+        xp : namespace
+            The functions of the array library.
+        w : dict of str to array
+            The weights of the layer.
+        grads : dict of str to array
+            The gradients with respect to `weights(xp, w)`.
+
+        Returns
+        -------
+        dict of str to array
+            By default `grads`.
+        """
         return grads
 
     @cached_property
     def OWN(self) -> tuple[str, ...]:  # noqa: N802
-        """Names of the arrays that the functions of the cell take besides products and states."""
+        """Names of the arrays that the functions of the cell get beside products and states."""
         return tuple(self.PARAMETERS)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle the options alone."""
         return self._fields
 
-    # Options that are numbers, such as `clip`, change the result but not the operations. Code made
-    # from a trace of a cell takes them as arguments, so that it is compiled once for all of their
-    # values.
+    # Options that are numbers, such as `clip`, change results but not operations. Code that is made
+    # from a trace of a cell takes them as arguments. So it is compiled once for all their values.
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """Options that are numbers: fields, and parameters of activations such as `alpha0` of the
-        first.
+        """Options that are numbers, by name: fields, and parameters of activations, such as
+        `alpha0` of the first one.
         """
         numbers = {
             name: float(value)
@@ -221,11 +296,22 @@ class Cell:
 
     @cached_property
     def form(self) -> Self:
-        """The cell with 1 for each number: cells of the same form share compiled code."""
+        """The cell with 1 for each number; cells of the same form share compiled code."""
         return self.given(dict.fromkeys(self.numbers, 1.0))
 
     def given(self, numbers: Mapping[str, Any]) -> Self:
-        """Return the cell with these values of all its `numbers`; they may be arrays or symbols."""
+        """Return the cell with new values of all its `numbers`, which may also be arrays or
+        symbols.
+
+        Parameters
+        ----------
+        numbers : dict of str to number, array or symbol
+            A value for each name in `numbers`.
+
+        Returns
+        -------
+        Cell
+        """
         changed: dict[str, Any] = {
             name: value for name, value in numbers.items() if name in self._fields
         }
@@ -240,18 +326,18 @@ class Cell:
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 
     def _activate(self, xp: Namespace, k: int, z: Array) -> Array:
-        """Apply activation k to pre-activations, which `clip` bounds."""
+        """Apply activation k to pre-activations, which `clip` bounds first."""
         return self._pairs[k].fwd(xp, z if self.clip is None else clamp(xp, z, self.clip))
 
     def _activate_bwd(self, xp: Namespace, k: int, dy: Array, z: Array | None, y: Array) -> Array:
-        """Differentiate y = _activate(z); z is None where `_kept` left it out."""
+        """Return dz from dy for y = _activate(z); z is None if `_kept` left it out."""
         if z is None or self.clip is None:
             return self._pairs[k].bwd(xp, dy, z, y)
         return clamp_bwd(xp, self._pairs[k].bwd(xp, dy, clamp(xp, z, self.clip), y), z, self.clip)
 
     def _kept(self, z: Array) -> Array | None:
-        """Return the pre-activations where backward needs them: with `clip`, and for some
-        activations.
+        """Return the pre-activations if the backward pass needs them, else None; it does with
+        `clip`, and for some activations.
         """
         return (
             z
@@ -273,7 +359,7 @@ class Cell:
 
 
 class Summed(Cell):
-    """A cell in which the products of x and of h only enter as their sum, so that one bias serves
+    """A cell that uses only the sum of the products with x and with h, so that one bias serves
     both.
     """
 
@@ -284,5 +370,7 @@ class Summed(Cell):
         return {name: p + w["bh"] if name == "b" else p for name, p in w.items() if name != "bh"}
 
     def weights_bwd(self, xp: Namespace, w: Params, grads: Params) -> Params:
-        """Return the gradients, with that of b repeated for bh."""
+        """Return the gradients; the gradient with respect to bh is a copy of that with respect to
+        b.
+        """
         return {**grads, "bh": xp.asarray(grads["b"], copy=True)} if "bh" in w else grads

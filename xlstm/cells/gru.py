@@ -1,8 +1,8 @@
-"""The GRU cell: Cho et al. 2014, in two forms that differ in where the reset gate acts.
+"""The GRU cell of Cho et al. 2014, in two forms: the reset gate acts after or before the product.
 
-Gate order is z r n (update, reset, candidate), as in ONNX. `Cell` resets the product Wh h, as
-cuDNN, PyTorch and by default Keras do; `ResetBefore` resets h before the product, as the paper
-does. The backward pass is split into `derivatives` and `gates_bwd` as in `cells/lstm.py`.
+The order of the gates is z r n (update, reset, candidate), as in ONNX. `Cell` resets the product
+Wh h, like cuDNN, PyTorch and by default Keras. `ResetBefore` resets h before the product, like the
+paper. The backward pass is split into `derivatives` and `gates_bwd`, as in `cells/lstm.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xlstm.cells.activations import SHARES
 
 
 class Saved(NamedTuple):
-    """The values that backward needs; zg and zn are kept only with an option that needs them."""
+    """The values that the backward pass needs; zg and zn are None unless an option needs them."""
 
     s: Array  # gates z, r (2, H, B)
     n: Array  # candidate
@@ -28,13 +28,13 @@ class Saved(NamedTuple):
 
 
 class Local(NamedTuple):
-    """The local derivatives of one step; the `derivatives` of each cell says how they give the
-    gradients.
+    """The local derivatives of one step; `derivatives` of each cell says how the gradients
+    follow.
     """
 
-    a: Array  # az, ar, an (3, H, B): derivatives by the pre-activations
-    r: Array  # the reset gate (H, B): derivative of r m by m, or of r h0 by h0
-    z: Array  # the update gate (H, B): derivative of h by the h0 in (3)
+    a: Array  # az, ar, an (3, H, B): derivatives with respect to the pre-activations
+    r: Array  # the reset gate (H, B): derivative of r m with respect to m, or of r h0 to h0
+    z: Array  # the update gate (H, B): derivative of h with respect to the h0 in (3)
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,16 @@ class Cell(cell.Cell):
         return h, Saved(s, n, h0, m, self._kept(zg), self._kept(zn))
 
     def derivatives(self, xp: Namespace, saved: Saved) -> Local:
-        """Return the local derivatives: dzx = (az, ar, an) dh, dzh = (az, ar, r an) dh and dh0 = z
-        dh.
+        """Return the local derivatives, from which the gradients follow.
+
+        They are dzx = (az, ar, an) dh, dzh = (az, ar, r an) dh and dh0 = z dh.
         """
         az, an = self._mean_bwd(xp, saved)
         ar = self._gate_bwd(xp, 1, an * saved.m, saved)  # (2) through r, (1)
         return Local(xp.stack((az, ar, an)), saved.s[1, ...], saved.s[0, ...])
 
     def gates_bwd(self, xp: Namespace, local: Local, dh: Array) -> tuple[Array, Array, Array]:
-        """Return the gradients dzx and dzh (3, H, B) and dh0 (H, B) from dh (H, B)."""
+        """Return the gradients dzx and dzh (3, H, B) and dh0 (H, B), from dh (H, B)."""
         dzx = local.a * dh  # (1) (2) (3)
         dzh = xp.asarray(dzx, copy=True)
         dzh[2, ...] *= local.r  # (2)
@@ -82,19 +83,19 @@ class Cell(cell.Cell):
         return xp.concat((saved.s, saved.n[None, ...]))
 
     def retained(self, xp: Namespace, saved: Saved) -> Array:
-        """Return the update gate (H, ...), the z of (3)."""
+        """Return the update gate (H, ...), which is z in (3)."""
         return saved.s[0, ...]
 
     def _mean_bwd(self, xp: Namespace, saved: Saved) -> tuple[Array, Array]:
-        """Differentiate (3), a mean of n and h0 weighted by z, by the pre-activations of z and of
-        n.
-        """
+        """Return the derivatives of (3) with respect to the pre-activations of z and of n."""
         az = self._gate_bwd(xp, 0, saved.h0 - saved.n, saved)  # (3) through z, (1)
         # (3) through n, (2)
         return az, self._activate_bwd(xp, 1, 1 - saved.s[0, ...], saved.zn, saved.n)
 
     def _gate_bwd(self, xp: Namespace, k: int, dy: Array, saved: Saved) -> Array:
-        """Differentiate gate k of (1), z or r, by its pre-activation."""
+        """Return the gradient with respect to the pre-activation of gate k of (1), z or r, from
+        that of the gate.
+        """
         return self._activate_bwd(
             xp, 0, dy, None if saved.zg is None else saved.zg[k, ...], saved.s[k, ...]
         )
@@ -102,23 +103,25 @@ class Cell(cell.Cell):
 
 @dataclass(frozen=True)
 class ResetBefore(Cell):
-    """A GRU whose reset gate acts on the state: n = act(zx + Wn (r h0)), so that the cell makes a
-    product itself.
+    """A GRU whose reset gate acts on the state: n = act(zx + Wn (r h0)), with a product within the
+    cell.
 
-    Its own parameter is Wn (H, H), the last rows of Wh, and zh has the rows of z and r only. `drop`
-    is the mask (H, B) of recurrent dropout, or 1 without it.
+    Its own parameter is Wn (H, H), the last rows of Wh, so that zh has only the rows of z and r.
+    `drop` is the mask (H, B) of recurrent dropout, or 1 without it.
     """
 
     BIASES = 1
     OWN = ("Wn", "drop")
 
     def weights(self, xp: Namespace, w: Params) -> Params:
-        """Return the weights with Wn apart from Wh, and bh added to b."""
+        """Return the weights with Wn separate from Wh, and with bh added to b."""
         w, H = cell.Summed.weights(self, xp, w), w["Wh"].shape[1]  # type: ignore[arg-type]
         return {**w, "Wh": w["Wh"][: 2 * H, ...], "Wn": w["Wh"][2 * H :, ...]}
 
     def weights_bwd(self, xp: Namespace, w: Params, grads: Params) -> Params:
-        """Return the gradients, with that of Wn as the last rows of that of Wh."""
+        """Return the gradients of the layer's weights; that of Wn becomes the last rows of that of
+        Wh.
+        """
         grads = {**grads, "Wh": xp.concat((grads["Wh"], grads["Wn"]))}
         del grads["Wn"]
         return cell.Summed.weights_bwd(self, xp, w, grads)  # type: ignore[arg-type]
@@ -138,8 +141,9 @@ class ResetBefore(Cell):
     def derivatives(  # type: ignore[override]
         self, xp: Namespace, saved: Saved, Wn: Array, drop: Array | float = 1.0
     ) -> Local:
-        """Return the local derivatives: dzx = (az dh, ar dq, an dh) and dh0 = z dh + r dq, with dq
-        = Wn^T (an dh).
+        """Return the local derivatives, from which the gradients follow.
+
+        They are dzx = (az dh, ar dq, an dh) and dh0 = z dh + r dq, with dq = Wn^T (an dh).
         """
         az, an = self._mean_bwd(xp, saved)
         ar = self._gate_bwd(xp, 1, saved.h0, saved)  # (2) through r, (1)
@@ -157,7 +161,7 @@ class ResetBefore(Cell):
     def own_bwd(
         self, xp: Namespace, dz: Array, saved: Saved, Wn: Array, drop: Array | float = 1.0
     ) -> dict[str, Array]:
-        """Return the gradient of Wn from dz (3, k, H, B)."""
+        """Return the gradient with respect to Wn, from dz (3, k, H, B)."""
         H = dz.shape[2]
         dn = dz[2, ...]
         q = saved.s[1, ...] * saved.h0 * drop  # (k, H, B)

@@ -1,8 +1,8 @@
-"""Cells whose recurrence is linear in the state, h = a h0 + b, and the scan over all steps of one.
+"""Cells whose recurrence is linear in the state, h = a h0 + b, and the scan over all their steps.
 
-The coefficients a and b depend on the input alone, so that those of all steps are made at once.
-The rest is one scan over time, whose derivative is the same scan in the reverse direction. No
-step divides by a product of coefficients, so that any of them may be 0.
+The coefficients a and b depend only on the input, so that all steps are computed at once. The rest
+is one scan over time, and its derivative is the same scan in the reverse direction. No step divides
+by a product of coefficients, so that any of them may be 0.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from xlstm.cells import cell
 
 
 def scan(xp: Namespace, a: Array, b: Array, h0: Array) -> Array:
-    """Return h before the first of k steps and after every step (k + 1, ...), h_t = a_t h_{t-1} +
-    b_t, from a and b (k, ...) and h0 (...).
+    """Return h before the first of k steps and after every step, (k + 1, ...).
 
-    On a GPU, where a step costs more than its numbers, twice as many steps are put together each
-    time; elsewhere the steps follow one another, so that the bits of a result do not depend on k.
+    The recurrence is h_t = a_t h_{t-1} + b_t, with a and b (k, ...) and h0 (...). On a GPU, where a
+    step costs more than its numbers, each round combines twice as many steps as the round before.
+    Elsewhere the steps follow one another, so that the bits of a result do not depend on k.
     """
     k = a.shape[0]
     if doubles(xp):
@@ -41,8 +41,9 @@ def scan(xp: Namespace, a: Array, b: Array, h0: Array) -> Array:
 
 
 def scan_bwd(xp: Namespace, a: Array, dy: Array, dend: Array) -> tuple[Array, Array]:
-    """Return the gradient of h after every step (k, ...), and that of h0, from the gradients dy (k,
-    ...) of what is read of each h, and dend (...) of the last h.
+    """Return the gradients with respect to h after every step, (k, ...), and to h0.
+
+    dy (k, ...) are the upstream gradients of each h, and dend (...) is that of the last state.
     """
     if doubles(xp):
         after = concat(xp, (a[1:, ...], xp.ones_like(a[:1, ...])), 0)
@@ -59,18 +60,16 @@ def scan_bwd(xp: Namespace, a: Array, dy: Array, dend: Array) -> tuple[Array, Ar
 
 
 def doubles(xp: Namespace) -> bool:
-    """Tell whether a scan puts steps together, as it does for arrays of CuPy and their dual
-    numbers.
-    """
+    """Return whether a scan combines steps: it does for arrays of CuPy and their dual numbers."""
     return compiles(getattr(xp, "base", xp))
 
 
 class LinearCell(cell.Cell):
-    """A cell with one state, h = a h0 + b, whose coefficients a and b do not see h.
+    """A cell with one state, h = a h0 + b, whose coefficients a and b do not depend on h.
 
-    Instead of `gates` and `gates_bwd` it has `coefficients` and `coefficients_bwd`, also element by
-    element. Engines scan all steps of it at once, and run it step by step where an option asks for
-    that.
+    Write `coefficients` and `coefficients_bwd`, element by element, in place of `gates` and
+    `gates_bwd`. Engines then compute all steps at once with a scan. If an option of the layer needs
+    single steps, engines run the cell step by step.
     """
 
     RECURRENT = False
@@ -81,15 +80,16 @@ class LinearCell(cell.Cell):
         Parameters
         ----------
         xp : namespace
+            The functions of the array library.
         zx : array (G, ..., H, B)
-            The products of x, biases included.
+            The products of the weights with x, biases included.
         **own : arrays
-            PARAMETERS by name.
+            The cell's own parameters by name.
 
         Returns
         -------
         NamedTuple
-            The coefficients as its fields `a` and `b` (..., H, B); a field `h0`, which is None; and
+            The coefficients as fields `a` and `b` (..., H, B), a field `h0`, which is None, and
             other values that `coefficients_bwd` needs.
         """
         raise NotImplementedError
@@ -97,19 +97,24 @@ class LinearCell(cell.Cell):
     def coefficients_bwd(
         self, xp: Namespace, saved: Any, da: Array, db: Array, **own: Array
     ) -> Array:
-        """Differentiate `coefficients`.
+        """Compute the gradient with respect to zx from those with respect to the coefficients.
 
         Parameters
         ----------
         xp : namespace
+            The functions of the array library.
         saved : NamedTuple
-            From `coefficients`, without `b`, and with `h0`, the state before each step.
+            The result of `coefficients`, but with `b` None and with `h0`, the state before each
+            step.
         da, db : arrays (..., H, B)
+            The gradients with respect to a and b.
         **own : arrays
+            The cell's own parameters by name.
 
         Returns
         -------
         dzx : array (G, ..., H, B)
+            The gradient with respect to zx.
         """
         raise NotImplementedError
 
@@ -119,10 +124,10 @@ class LinearCell(cell.Cell):
         return saved.a * h0 + saved.b, saved._replace(b=None, h0=h0)  # (1) h
 
     def gates_bwd(self, xp: Namespace, saved: Any, dh: Array, **own: Array) -> Any:
-        """Return the gradients dzx (G, H, B), twice, and dh0 (H, B)."""
+        """Return the gradient dzx (G, H, B), twice, and dh0 (H, B)."""
         dz = self.coefficients_bwd(xp, saved, dh * saved.h0, dh, **own)  # (1) through a and b
         return dz, dz, saved.a * dh  # (1) through h0
 
     def retained(self, xp: Namespace, saved: Any) -> Array:
-        """Return a, (H, ...)."""
+        """Return a (H, ...)."""
         return saved.a

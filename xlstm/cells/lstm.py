@@ -1,13 +1,13 @@
-"""The LSTM cell: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
+"""The LSTM cell of Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
 
-Gate order is i o f g (input, output, forget, candidate; ONNX calls g "c"), which keeps the sigmoid
-gates together. Only the gate axis has a fixed place, the first; the axes after it are (H, B) for
-one step and (k, H, B) for k steps.
+The order of the gates is i o f g (input, output, forget, candidate; ONNX calls g "c"), which keeps
+the sigmoid gates together. The gate axis always comes first. The axes after it are (H, B) for one
+step and (k, H, B) for k steps.
 
-The backward pass is linear in the gradients that flow back, dh and dc. `derivatives` computes its
-coefficients, which needs no recurrence, for any number of steps at once; `gates_bwd` applies them
-to one step. Numbers in brackets say which line of `gates` a line differentiates. Options of the
-cell are in `cells/lstm_options.py`, and initial weights in `layers/initializers.py`.
+The backward pass is linear in the upstream gradients dh and dc. `derivatives` computes its
+coefficients for any number of steps at once, since they need no recurrence; `gates_bwd` applies
+them to one step. A number in brackets names the line of `gates` that a line differentiates. Options
+of the cell are in `cells/lstm_options.py`, and initial weights in `layers/initializers.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xlstm.cells.activations import sigmoid, sigmoid_bwd, tanh_bwd
 
 
 class Saved(NamedTuple):
-    """The values that backward needs."""
+    """The values that the backward pass needs."""
 
     s: Array  # gates i, o, f (3, H, B)
     g: Array  # candidate (H, B)
@@ -33,14 +33,16 @@ class Local(NamedTuple):
     and dc0 = f dc.
     """
 
-    a: Array  # ai, ao, af, ag (4, H, B): derivatives by the pre-activations, of h for ao, else of c
-    k: Array  # derivative of h by c (H, B)
-    f: Array  # derivative of c by c0 (H, B)
+    # ai, ao, af, ag (4, H, B): derivatives with respect to the pre-activations, ao of h and the
+    # others of c
+    a: Array
+    k: Array  # derivative of h with respect to c (H, B)
+    f: Array  # derivative of c with respect to c0 (H, B)
 
 
 def gates(xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array) -> tuple[Array, Array, Saved]:
     """Run one step: return h and c (H, B), from the products zx and zh (4, H, B) and the states
-    before it.
+    before the step.
     """
     z = zx + zh  # (1) (2) pre-activations
     s = sigmoid(xp, z[:3, ...])  # (1) i, o, f
@@ -65,7 +67,9 @@ def derivatives(xp: Namespace, saved: Saved, c0: Array) -> Local:
 def gates_bwd(
     xp: Namespace, local: Local, dh: Array, dc: Array
 ) -> tuple[Array, Array, None, Array]:
-    """Return the gradient dz (4, H, B) of zx and of zh, and dc0 (H, B), from dh and dc (H, B)."""
+    """Return dz (4, H, B), the gradient with respect to both zx and zh, and dc0 (H, B), from dh and
+    dc (H, B).
+    """
     a, k, f = local
     dc = dc + k * dh  # (5) (4)
     dz = a * dc  # (3) i, f, g
@@ -91,5 +95,5 @@ class Cell(cell.Summed):
         return xp.concat((saved.s, saved.g[None, ...]))
 
     def retained(self, xp: Namespace, saved: Saved) -> Array:
-        """Return the forget gate (H, ...), the f of (3)."""
+        """Return the forget gate (H, ...), which is f in (3)."""
         return saved.s[2, ...]

@@ -1,9 +1,8 @@
-"""The LSTM cell with its options; gate order, layout and passes are those of the plain cell in
-`cells/lstm.py`.
+"""The LSTM cell with its options; the order of gates, layout and passes are as in `cells/lstm.py`.
 
 The options are peepholes (Gers & Schmidhuber 2000), coupled input and forget gates (Greff et al.
-2017), a normalised cell (Ba et al. 2016, eq. 22), bounds of the pre-activations and of the cell,
-and other activations.
+2017), a normalised cell state (Ba et al. 2016, eq. 22), bounds of the pre-activations and of the
+cell state, and other activations.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ from xlstm.cells import cell
 from xlstm.cells.activations import SHARES, clamp, clamp_bwd
 from xlstm.cells.normalization import normalize, normalize_bwd
 
-Own: TypeAlias = Array | None  # a parameter that only some cells have
+Own: TypeAlias = Array | None  # a parameter that only some options have
 
 
 class Saved(NamedTuple):
-    """The values that backward needs; z and those after it are kept only with an option that needs
-    them.
+    """The values that the backward pass needs; z and the fields after it are None unless an option
+    needs them.
     """
 
-    s: Array  # gates i, o, f (3, H, B), or i, o where coupled
+    s: Array  # gates i, o, f (3, H, B), or i, o if coupled
     g: Array  # candidate
-    u: Array  # activation of the cell
+    u: Array  # activation of the cell state
     z: Array | None = None  # pre-activations
-    v: Array | None = None  # input of the activation of the cell
+    v: Array | None = None  # input of the activation of the cell state
     raw: Array | None = None  # c before cell_clip
     c: Array | None = None  # with peepholes
-    n: Array | None = None  # c normalised
+    n: Array | None = None  # normalised c
     r: Array | None = None  # 1 / the deviation of c
 
 
@@ -40,26 +39,26 @@ class Local(NamedTuple):
     """The local derivatives of one step: first dc += k dh, then dz = (ai dc, ao dh, af dc, ag dc)
     and dc0 = e dc.
 
-    In a normalised cell k dh is the gradient of n instead. The gradient of c follows from it and is
-    added to dc, as is `look` dh; the gradients of the gain gc and the bias bc follow from dv dh,
-    the gradient of v.
+    If the cell state is normalised, k dh is the gradient with respect to n. The gradient with
+    respect to c follows from it and is added to dc, and so is `look` dh. The gradients with respect
+    to the gain gc and the bias bc follow from dv dh, the gradient with respect to v.
     """
 
-    a: Array  # ai, ao, af, ag (4, H, B), or ai, ao, ag where coupled
-    k: Array  # derivative of h by c, or by n
-    e: Array  # derivative of c by c0
+    a: Array  # ai, ao, af, ag (4, H, B), or ai, ao, ag if coupled
+    k: Array  # derivative of h with respect to c, or to n
+    e: Array  # derivative of c with respect to c0
     n: Array | None = None  # as saved
     r: Array | None = None  # as saved
-    look: Array | None = None  # derivative of h by c through the peephole of o
-    dv: Array | None = None  # derivative of h by v
+    look: Array | None = None  # derivative of h with respect to c through the peephole of o
+    dv: Array | None = None  # derivative of h with respect to v
 
 
 @dataclass(frozen=True)
 class Cell(cell.Summed):
-    """An LSTM cell and its options; `layers.recurrent.LSTM` describes them.
+    """An LSTM cell with options; `layers.recurrent.LSTM` describes them.
 
-    Its own parameters are the peepholes p (3, H, 1) in order i o f (coupled: i o), and the gain gc
-    and bias bc (H, 1) of the normalised cell.
+    Its own parameters are the peepholes p (3, H, 1) in the order i o f (coupled: i o), and the gain
+    gc and the bias bc (H, 1) of the normalised cell state.
     """
 
     activations: tuple[str, ...] = ("sigmoid", "tanh", "tanh")
@@ -90,8 +89,8 @@ class Cell(cell.Summed):
         gc: Own = None,
         bc: Own = None,
     ) -> tuple[Array, Array, Saved]:
-        """Run one step: return h and c (H, B), from zx and zh (G, H, B) and the states before
-        it.
+        """Run one step: return h and c (H, B), from zx and zh (G, H, B) and the states before the
+        step.
         """
         z = zx + zh  # (1) (2) pre-activations
         if p is not None:
@@ -154,8 +153,9 @@ class Cell(cell.Summed):
     def gates_bwd(  # type: ignore[override]
         self, xp: Namespace, local: Local, dh: Array, dc: Array, **own: Array
     ) -> tuple[Array, Array, None, Array]:
-        """Return the gradients dzx and dzh (G, H, B) and dc0 (H, B); in a normalised cell dzx has
-        one row more, dv.
+        """Return the gradients dzx and dzh (G, H, B) and dc0 (H, B).
+
+        If the cell state is normalised, dzx has one more row, the gradient with respect to v.
         """
         a, k, e, n, r, look, dv = local
         dn = k * dh  # (7) (6)
@@ -163,12 +163,12 @@ class Cell(cell.Summed):
             dn = normalize_bwd(xp, dn, n, r, -2)  # (5)
         if look is not None and n is not None:
             dn = dn + look * dh  # (1) o looks at c
-        dc = dc + dn  # (3) the gradient of c, from the next step and from h
+        dc = dc + dn  # (3) the gradient with respect to c, from the next step and from h
         dz = a * dc  # (3) i, f, g
         dz[1, ...] = a[1, ...] * dh  # (7) o
         if dv is None:
             return dz, dz, None, e * dc  # (3) through c0
-        # (3) through c0, (5) the gradient of v
+        # (3) through c0, (5) the gradient with respect to v
         return xp.concat((dz, (dv * dh)[None, ...])), dz, None, e * dc
 
     def own_bwd(
@@ -181,8 +181,8 @@ class Cell(cell.Summed):
         gc: Own = None,
         bc: Own = None,
     ) -> dict[str, Array]:
-        """Return the gradients of p, gc and bc, summed over steps and sequences, from dz (rows, k,
-        H, B).
+        """Return the gradients with respect to p, gc and bc, summed over steps and sequences, from
+        dz (rows, k, H, B).
         """
         grads: dict[str, Array] = {}
         if gc is not None:
@@ -197,11 +197,11 @@ class Cell(cell.Summed):
         return xp.concat((saved.s, saved.g[None, ...]))
 
     def retained(self, xp: Namespace, saved: Saved) -> Array:
-        """Return the f of (3), (H, ...)."""
+        """Return the forget gate (H, ...), which is f in (3)."""
         return 1 - saved.s[0, ...] if self.coupled_input_forget else saved.s[2, ...]
 
     def _peep(self, xp: Namespace, p: Array, c0: Array) -> Array:
-        """Return the terms (G, H, B) that the peepholes at c0, those of i and f, add to the
+        """Return the terms (G, H, B) that the peepholes of i and f, which look at c0, add to the
         pre-activations.
         """
         seen = [xp.zeros_like(c0)] * len(self.GATES)

@@ -1,9 +1,9 @@
 """The minimal cells of Feng et al. 2024 ("Were RNNs all we needed?"), whose gates do not see h.
 
-In their log-space form the candidate is g of its pre-activation, which is above 0, so that h stays
-positive; in their linear form it is the pre-activation itself. The paper computes the first by
-logarithms, since its parallel scan divides by products of gates. The scan here does not, and the
-numbers are the same.
+In the log-space form, the candidate is g of its pre-activation. It is above 0, so that h stays
+positive. In the linear form, the candidate is the pre-activation itself. The paper computes the
+log-space form with logarithms, since its parallel scan divides by products of gates. The scan here
+does not divide, and gives the same numbers.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from xlstm.cells.linear_scan import LinearCell
 
 
 def g(xp: Namespace, x: Array) -> Array:
-    """Return x + 0.5 from 0 on, and sigmoid(x) below (appendix B.3)."""
+    """Return x + 0.5 if x is 0 or more, else sigmoid(x) (appendix B.3)."""
     return xp.where(x < 0, sigmoid(xp, x), x + 0.5)
 
 
 def g_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `g`: dx from dy. The side is that of x, for y may be rounded to 0.5."""
-    low = xp.minimum(y, xp.full_like(y, 0.5))  # what is not used may not overflow
+    """Return dx from dy for `g`; x decides the branch, because y may be rounded to 0.5."""
+    low = xp.minimum(y, xp.full_like(y, 0.5))  # the unused branch must not overflow
     return xp.where(x < 0, sigmoid_bwd(xp, dy, x, low), dy)
 
 
 @dataclass(frozen=True)
 class Minimal(LinearCell):
-    """The base of both cells: how they make the candidate n from its pre-activation."""
+    """The base of both cells: it makes the candidate n from its pre-activation."""
 
     log_space: bool = True
 
@@ -46,7 +46,7 @@ class Minimal(LinearCell):
 
 
 class SavedGRU(NamedTuple):
-    """The coefficients of a minGRU, and the values that backward needs."""
+    """The coefficients of a minGRU, and the values that the backward pass needs."""
 
     a: Array
     b: Array | None
@@ -71,7 +71,7 @@ class MinGRU(Minimal):
     def coefficients_bwd(  # type: ignore[override]
         self, xp: Namespace, saved: SavedGRU, da: Array, db: Array
     ) -> Array:
-        """Return the gradient of zx (2, ..., H, B)."""
+        """Return the gradient with respect to zx (2, ..., H, B)."""
         z = saved.z
         zn = saved.zn
         n = self._candidate(xp, zn)
@@ -80,13 +80,13 @@ class MinGRU(Minimal):
 
 
 class SavedLSTM(NamedTuple):
-    """The coefficients of a minLSTM, and the values that backward needs."""
+    """The coefficients of a minLSTM, and the values that the backward pass needs."""
 
     a: Array  # f; both gates are divided by their sum
     b: Array | None
     i: Array
     zn: Array  # pre-activation of the candidate
-    w: Array  # what is in both: i - w is i sigmoid(-f~), and f - w is f sigmoid(-i~)
+    w: Array  # the part of both i and f: i - w is i sigmoid(-f~), and f - w is f sigmoid(-i~)
     h0: Array | None = None
 
     @property
@@ -97,13 +97,11 @@ class SavedLSTM(NamedTuple):
 
 @dataclass(frozen=True)
 class MinLSTM(Minimal):
-    """A minLSTM, h = f h0 + i n, with gates in the order f i n; f and i are divided by their
-    sum.
+    """A minLSTM, h = f h0 + i n, with gates in the order f i n; f and i are divided by their sum.
 
-    sigmoid(f~) over the sum of both gates is (1 + exp(-i~)) / (2 + exp(-f~) + exp(-i~)), and i is
-    likewise. Every term is divided by the largest of 1, exp(-f~) and exp(-i~), so that nothing
-    overflows and the sum is 1 or more. The paper has the same as the sigmoid of a difference of
-    softplus.
+    f is (1 + exp(-i~)) / (2 + exp(-f~) + exp(-i~)), and i likewise. Every term is divided by the
+    largest of 1, exp(-f~) and exp(-i~), so that nothing overflows and the denominator is 1 or more.
+    The paper writes the same as the sigmoid of a difference of softplus.
     """
 
     GATES = ("f", "i", "n")
@@ -127,9 +125,9 @@ class MinLSTM(Minimal):
     def coefficients_bwd(  # type: ignore[override]
         self, xp: Namespace, saved: SavedLSTM, da: Array, db: Array
     ) -> Array:
-        """Return the gradient of zx (3, ..., H, B)."""
+        """Return the gradient with respect to zx (3, ..., H, B)."""
         f, _, i, zn, w, _ = saved
         n = self._candidate(xp, zn)
-        d = da - db * n  # (3) through f and i, which are 1 together
+        d = da - db * n  # (3) through f and i, whose sum is 1
         dn = self._candidate_bwd(xp, db * i, zn, n)  # (3) through n, (2)
         return xp.stack((f * (i - w) * d, i * (w - f) * d, dn))  # (1)

@@ -3,15 +3,15 @@
     C = f C0 + i v k^T   (19)       n = f n0 + i k    (20)       h = C q / max(|n q|, 1)   (21)
     i = exp(i~)          (25)       f = sigmoid(f~)   (26)       k is divided by sqrt(K)   (23)
 
-The layer makes q, k and v (22 to 24) and has the output gate (27). C is kept transposed, (K, V). C
-and n are divided by exp(m), so that nothing overflows (15 to 17, and appendix A.3); m = -inf with C
-= n = 0 is the state before the first step, and a step with i~ = -inf writes nothing.
+The layer computes q, k and v (22 to 24) and the output gate (27). C is kept transposed, (K, V). C
+and n are divided by exp(m), so that nothing overflows (15 to 17, and appendix A.3). The state
+before the first step is m = -inf with C = n = 0. A step with i~ = -inf writes nothing.
 
-There are two forms of the same function. `step` computes one step. `chunkwise` computes all steps:
-it takes `chunk` steps at once by matrix products and loops over the chunks; with a single chunk it
-is the parallel form. Axes before those named are free: q and k (..., T, K), v (..., T, V), i and f
-(..., T), C (..., K, V), n (..., K), m (...). `chunkwise` raises a log f below -10^5 to -10^5, which
-lets nothing through either.
+The function has two forms. `step` computes one step. `chunkwise` computes all steps: matrix
+products take `chunk` steps at once, and a loop runs over the chunks. With a single chunk it is the
+parallel form. Shapes may have any further axes in front: q and k (..., T, K), v (..., T, V), i and
+f (..., T), C (..., K, V), n (..., K), m (...). `chunkwise` raises a log f below -10^5 to -10^5,
+which also forgets everything.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = ["CHUNK", "chunkwise", "chunkwise_bwd", "step"]
 def step(
     xp: Namespace, *arrays: Array, eps: float = 0.0, forget: str = "sigmoid"
 ) -> tuple[Array, Array, Array, Array]:
-    """Compute one step: return h (..., V), and the state C, n, m after it; gradients are those of
-    `chunkwise`.
+    """Compute one step: return h (..., V), and the state C, n, m after it.
 
     The arrays are q and k (..., K), v (..., V), i = i~ and f = f~ (...), C0, n0 and m0.
+    `chunkwise_bwd` has the gradients.
     """
     q, k, v, i, f, C0, n0, m0 = arrays
     options: dict[str, Any] = {
@@ -63,8 +63,8 @@ def _begin(
     limit: float,
     dtype: Any,
 ) -> tuple[Array, ...]:
-    """Return all but the memory and h: m, f divided by exp(m), the denominator, q, i k divided
-    likewise, and n.
+    """Return everything except the memory and h: m, f divided by exp(m), the denominator, q, i k
+    divided by exp(m), and n.
     """
     i, f, m0, q, k, n0 = arrays
     f = astype(xp, f, dtype)

@@ -1,6 +1,6 @@
-"""The mLSTM cell, chunk by chunk; see `cells/mlstm.py`.
+"""The mLSTM cell computed chunk by chunk; see `cells/mlstm.py`.
 
-These are the equations of a chunk of L steps. C0, n0 and m0 are the state before it; capital
+These are the equations of a chunk of L steps. C0, n0 and m0 are the state before the chunk. Capital
 letters span its steps.
 
     b_t = sum of log f_s over s <= t                                      (1)
@@ -15,10 +15,9 @@ letters span its steps.
 
 The state after the chunk is (9).
 
-The normaliser n is kept as one more column of C, so that it needs no code of its own.
+The normaliser n is one more column of C, so that it needs no code of its own.
 
-Where q, k and v are float16 or bfloat16, the state, the gates, num, s and den are float32, as is
-every sum.
+If q, k and v are float16 or bfloat16, the state, the gates, num, s, den and all sums are float32.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ CHUNK = 64
 
 
 class Saved(NamedTuple):
-    """The arrays that `chunkwise` keeps: some as they came, the rest in chunks (..., chunks, L), no
-    matrix (L, L).
+    """The arrays that `chunkwise` keeps: inputs unchanged, the rest in chunks (..., chunks, L), and
+    no matrix (L, L).
     """
 
-    inputs: tuple[Array, ...]  # q, k, v, i~, f~, as given
+    inputs: tuple[Array, ...]  # q, k, v, i~, f~, unchanged
     logf: Array  # (..., T)
     h: Array  # (..., T, V)
     logs: Logs
@@ -68,8 +67,8 @@ class Logs(NamedTuple):
 def chunkwise(
     xp: Namespace, *arrays: Array, eps: float = 0.0, forget: str = "sigmoid", chunk: int = CHUNK
 ) -> tuple[Array, Array, Array, Array, Saved]:
-    """Compute all steps: return h (..., T, V), the state C, n, m after the last one, and what
-    backward needs.
+    """Compute all steps: return h (..., T, V), the state C, n, m after the last step, and the
+    values that the backward pass needs.
 
     The arrays are q, k, v, i~, f~, C0, n0 and m0.
     """
@@ -115,7 +114,7 @@ def chunkwise_bwd(
     eps: float = 0.0,
     forget: str = "sigmoid",
 ) -> tuple[Array, ...]:
-    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0.
+    """Return the gradients with respect to q, k, v, i~, f~, C0, n0 and m0.
 
     dC, dn and dm may all be None, which means 0.
     """
@@ -131,7 +130,7 @@ def chunkwise_bwd(
     V1 = _with_normaliser(xp, V1)
     read, write, keep = _weights(xp, logs, q, wide)  # (6) (9)
     times_D = _multiplier(xp, q, logs)
-    dh_h = total(xp, dH, H, dtype=wide)  # -den times the gradient of den (8)
+    dh_h = total(xp, dH, H, dtype=wide)  # -den times the gradient with respect to den (8)
     # (7)
     ds = fuse(
         xp,
@@ -145,12 +144,12 @@ def chunkwise_bwd(
         dtype=s.dtype,
     )
     dnum = fuse(xp, formulas.quotient, dH, den[..., None], dtype=dtype)  # (8)
-    dnum = _with_normaliser(xp, dnum, astype(xp, ds, dtype))  # (8), that of [num, s]
+    dnum = _with_normaliser(xp, dnum, astype(xp, ds, dtype))  # (8) d[num, s]
     dCs = matmul(xp, _T(xp, read[..., None] * Q), dnum, dtype=wide)  # (6)
     last = xp.zeros_like(end) if dC is None or dn is None else _with_normaliser(xp, dC, dn)
     # (9), after each chunk
     dCs, dC0 = scan(xp, formulas.state, last, keep[..., None, None], dCs, axis=-3, reverse=True)
-    dS = times_D(matmul(xp, dnum, _T(xp, V1)))  # (6) (5), that of Q K^T
+    dS = times_D(matmul(xp, dnum, _T(xp, V1)))  # (6) (5) d(Q K^T)
     dQ = matmul(xp, dnum, _T(xp, astype(xp, C, dtype)))  # (6)
     # (6) (5)
     dQ = fuse(
@@ -168,15 +167,15 @@ def chunkwise_bwd(
     )  # (9) (5)
     dV = matmul(xp, _T(xp, times_D(matmul(xp, Q, _T(xp, K)))), dnum)  # (6)
     dV = matmul(xp, write[..., None] * K, dCs_low, add=dV)[..., :V]  # (9)
-    # w_s enters everything that step s writes, b_t everything that step t reads (4) (6) (9).
+    # w_s scales everything that step s writes, b_t everything that step t reads (4) (6) (9).
     dw = total(xp, K, dK, dtype=wide)
     db = fuse(xp, formulas.b_bwd, dh_h, ds, s, dw)  # (1) (2)
     dtotal = _total_decay_bwd(xp, C, end, dCs)  # (1) (9)
     dm0 = total(xp, C[..., 0, :, :], dC0, (-2, -1))  # (3) (6) (9)
     if dm is not None or eps:
-        # The choice of the maximum cancels out of h, C and n, except for how much eps weighs; it
-        # also changes the final m.
-        dms = fuse(xp, formulas.m_bwd, dh_h, den, eps=eps)  # (7) by the m of (3)
+        # The choice of the maximum cancels out of h, C and n, except for the weight of eps. It also
+        # changes the final m.
+        dms = fuse(xp, formulas.m_bwd, dh_h, den, eps=eps)  # (7) with respect to m of (3)
         # (3)
         more, dmb, extra = _maximum_bwd(xp, logs, dms, None if dm is None else dm - dtotal[..., -1])
         dw = dw + more
@@ -189,8 +188,8 @@ def chunkwise_bwd(
 
 
 def _logs(xp: Namespace, i: Array, logf: Array, m0: Array) -> tuple[Logs, Array]:
-    """Return the logarithms, from which the running maximum of a step is m = b + r, and m after the
-    last chunk.
+    """Return the logarithms, and m after the last chunk; the running maximum at each step is m = b
+    + r.
     """
     b, most = _accumulated(xp, i, logf)  # (1) (3)
     # (3) of the chunks
@@ -200,8 +199,8 @@ def _logs(xp: Namespace, i: Array, logf: Array, m0: Array) -> tuple[Logs, Array]
 
 
 def _weights(xp: Namespace, logs: Logs, q: Array, wide: Any) -> tuple[Array, Array, Array]:
-    """Return the weights of (6) and (9), to read the old state and to write to it (..., L), and to
-    keep it (...).
+    """Return the weights of (6) and (9): to read the old state and to write to the state, (..., L)
+    each, and to keep it (...).
     """
     _, w, _, m, r = logs
     low = low_of(xp, m.dtype)
@@ -213,8 +212,8 @@ def _weights(xp: Namespace, logs: Logs, q: Array, wide: Any) -> tuple[Array, Arr
 
 
 def _pairs(xp: Namespace, w: Array, r: Array) -> tuple[Array, ...]:
-    """Return w and r (..., L) and the step numbers as matrices: rows are steps that read, columns
-    steps that wrote.
+    """Return w and r (..., L) and the step numbers as matrices, with a row for each reading step
+    and a column for each writing step.
     """
     steps = constants.steps(xp, w.shape[-1], xp.float32, device_of(w))
     return w[..., None, :], r[..., :, None], steps[None, :], steps[:, None]
@@ -241,27 +240,27 @@ def _root_and_dtype(q: Array) -> dict[str, Any]:
 def _maximum_bwd(
     xp: Namespace, logs: Logs, dm: Array, dend: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Return the gradients of w, b and m0 from those of m (..., chunks, L) and of the final m
-    (3).
+    """Return the gradients with respect to w, b and m0, from those with respect to m (..., chunks,
+    L) and to the final m (3).
     """
     _, w, most, m, _ = logs
     dtype = dm.dtype
     old = fuse(xp, formulas.from_before, m[..., None], most, dtype=dtype)  # (3)
     dend = xp.zeros_like(dm[..., 0, 0]) if dend is None else dend
-    # (3) by m0
+    # (3) with respect to m0
     ends, dm0 = scan(xp, formulas.state, dend, old[..., -1], total(xp, old, dm), reverse=True)
     pairs = _pairs(xp, w, most)
     steps = pairs[2][0, :]
     dm = fuse(xp, formulas.add_to_last, dm, ends[..., None], steps, steps[-1:], dtype=dtype)  # (3)
     largest = fuse(xp, formulas.is_largest, *pairs, dtype=dtype)  # (3)
     share = fuse(xp, formulas.share, old, dm, xp.sum(largest, axis=-1))  # (3)
-    dw = matmul(xp, share[..., None, :], largest)[..., 0, :]  # (3) by w
-    return dw, dm - dw, dm0  # (3) (2) by b
+    dw = matmul(xp, share[..., None, :], largest)[..., 0, :]  # (3) with respect to w
+    return dw, dm - dw, dm0  # (3) (2) with respect to b
 
 
 def _total_decay_bwd(xp: Namespace, C: Array, end: Array, dCs: Array) -> Array:
-    """Return the gradient of the sum of log f of each chunk through the state after it, (...,
-    chunks).
+    """Return the gradient (..., chunks) with respect to the sum of log f of each chunk, through the
+    state after it.
     """
     last = total(xp, end, dCs[..., -1, :, :], (-2, -1))[..., None]  # (1) (9)
     if C.shape[-3] == 1:
@@ -274,21 +273,23 @@ def _total_decay_bwd(xp: Namespace, C: Array, end: Array, dCs: Array) -> Array:
 
 
 def _accumulated(xp: Namespace, i: Array, logf: Array) -> tuple[Array, Array]:
-    """Return b and the maximum, which `formulas.accumulate` carries, after every step."""
+    """Return b and the running maximum of w after every step, as `formulas.accumulate` does step by
+    step.
+    """
     i = formulas.wide(xp, i)
     logf = formulas.wide(xp, logf)
     logf = xp.maximum(logf, xp.full_like(logf, formulas.FORGOTTEN))
     b = product(xp, logf, xp.triu(_ones(xp, logf)))  # (1)
     most = i - b
     k = 1  # (2)
-    while k < i.shape[-1]:  # the largest of the last 2 k, from that of the last k
+    while k < i.shape[-1]:  # the largest of the last 2 k steps, from those of k steps
         most = xp.concat((most[..., :k], xp.maximum(most[..., k:], most[..., :-k])), axis=-1)  # (3)
         k *= 2
     return b, most
 
 
 def _suffix_sums(xp: Namespace, start: Array, d: Array) -> Array:
-    """Return for each step `start` plus the sum of d from that step on."""
+    """Return for each step `start` plus the sum of d from that step to the end."""
     return product(xp, d, xp.tril(_ones(xp, d))) + start[..., None]  # (1)
 
 
@@ -296,8 +297,8 @@ def _suffix_sums(xp: Namespace, start: Array, d: Array) -> Array:
 
 
 def _chunks(xp: Namespace, a: Array, L: int, axis: int, fill: float = 0.0) -> Array:
-    """Return steps along `axis` (-1 or -2) as chunks of L steps, the last one filled up with
-    `fill`.
+    """Return steps along `axis` (-1 or -2) as chunks of L steps, with `fill` at the end of the last
+    chunk.
     """
     at = a.ndim + axis
     if left := -a.shape[at] % L:
@@ -306,14 +307,14 @@ def _chunks(xp: Namespace, a: Array, L: int, axis: int, fill: float = 0.0) -> Ar
 
 
 def _steps(xp: Namespace, a: Array, T: int, axis: int) -> Array:
-    """Return chunks as T steps along `axis`, the reverse of `_chunks`."""
+    """Return chunks as T steps along `axis`, the inverse of `_chunks`."""
     at = a.ndim + axis - 1
     a = xp.reshape(a, (*a.shape[:at], a.shape[at] * a.shape[at + 1], *a.shape[at + 2 :]))
     return a if a.shape[axis] == T else a[..., :T] if axis == -1 else a[..., :T, :]
 
 
 def _room(xp: Namespace, like: Array, L: int, spare: Array | None = None) -> Array | None:
-    """Return memory for a result in chunks, on CuPy with steps first, as the layer has them, and
+    """Return memory for a result in chunks: on CuPy with steps first, like the layer's arrays, and
     `spare` elsewhere.
     """
     if not compiles(xp):
@@ -324,12 +325,12 @@ def _room(xp: Namespace, like: Array, L: int, spare: Array | None = None) -> Arr
 
 
 def _with_normaliser(xp: Namespace, v: Array, n: Array | None = None) -> Array:
-    """Return [v, n], or [v, 1] without n."""
+    """Return [v, n], or [v, 1] if there is no n."""
     return concat(xp, [v, filled(xp, v, 1.0, 1, -1) if n is None else n[..., None]], -1)
 
 
 def _ones(xp: Namespace, like: Array) -> Array:
-    """Return a matrix of ones that multiplies the last axis of an array."""
+    """Return a square matrix of ones, as large as the last axis of `like`."""
     L = like.shape[-1]
     return xp.ones((L, L), dtype=like.dtype, device=device_of(like))
 

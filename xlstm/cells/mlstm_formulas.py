@@ -1,8 +1,7 @@
-"""The formulas of the chunkwise mLSTM that work element by element; numbers are those of
-`mlstm_chunks.py`.
+"""The elementwise formulas of the chunkwise mLSTM, with the numbers of `mlstm_chunks.py`.
 
-They run on arrays, and on symbols, from which the kernels of `engines/cuda/chunks/` and the
-compiled loops of `engines/numba/chunks.py` are made.
+They run on arrays and on symbols. From their traces on symbols come the kernels of
+`engines/cuda/chunks/` and the compiled loops of `engines/numba/chunks.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from xlstm.arrays.namespace import Array, Namespace, astype, finfo
 from xlstm.cells.activations import FORGET, clamp
 from xlstm.tracing.array_functions import Formula
 
-# float64, whatever the dtype of the states is; `kinds` looks for it
+# float64 whatever the dtype of the states; `kinds` looks for this annotation
 Wide: TypeAlias = Array
-# the least log f in use; a lower one would cost the other terms of its sum their digits
+# least log f in use: a lower one would cost the other terms of the sum their digits
 FORGOTTEN = -1e5
 
 
@@ -86,7 +85,7 @@ def quotient(xp: Namespace, num: Array, den: Array, dtype: Any) -> Array:
 
 
 def scale_add(xp: Namespace, a: Array, scale: Array, b: Array) -> Array:
-    """Return a * scale + b, computed in place of `a`, which nothing else uses."""
+    """Return a * scale + b, computed in place in `a`, which must have no other use."""
     a *= scale
     a += b
     return a
@@ -123,41 +122,40 @@ def add(xp: Namespace, total: Array, d: Array) -> Array:
 
 
 def wide(xp: Namespace, a: Array) -> Array:
-    """Return an array in float64: sums of logarithms have to keep the digits of their smallest
+    """Return an array in float64, in which sums of logarithms keep the digits of their smallest
     terms.
     """
     return xp.astype(a, xp.float64)
 
 
-# The stabilised denominator of h, max(|n q|, exp(-m)) + eps, which both forms share: C and n are
-# kept divided by exp(m) (Beck et al. 2024, appendix A.3), so the 1 of eq. 21 becomes exp(-m). The
-# running maximum m itself is computed in `_begin` of `mlstm.py` and in `_logs` of
-# `mlstm_chunks.py`.
+# Both forms share the stabilised denominator of h, max(|n q|, exp(-m)) + eps. C and n are divided
+# by exp(m) (Beck et al. 2024, appendix A.3), so the 1 of eq. 21 becomes exp(-m). `_begin` of
+# `mlstm.py` and `_logs` of `mlstm_chunks.py` compute the running maximum m.
 
 
 def at_least(xp: Namespace, m: Array, low: float) -> Array:
     """Return max(m, low).
 
-    Before the first write, where m is -inf, the factor of the state is then exp(low - low) = 1 and
-    not nan.
+    Before the first write m is -inf; with `low` in its place, the factor of the state is exp(low -
+    low) = 1, not NaN.
     """
     return xp.maximum(m, xp.full_like(m, low))
 
 
 @functools.cache
 def low_of(xp: Namespace, dtype: Any) -> float:
-    """Return the finite number that takes the place of -inf in differences of logarithms."""
+    """Return the finite number that replaces -inf in differences of logarithms."""
     return -math.pow(finfo(xp, dtype).max, 0.8)
 
 
 @functools.cache
 def limit_of(xp: Namespace, dtype: Any) -> float:
-    """Return a bound of |x| up to which exp(x) and exp(-x) are normal numbers of the dtype."""
+    """Return the largest |x| for which exp(x) and exp(-x) are normal numbers of the dtype."""
     return -math.log(float(finfo(xp, dtype).smallest_normal)) - 1
 
 
 def exp_minus(xp: Namespace, m: Array, limit: float, dtype: Any) -> Array:
-    """Return exp(-m) within the range of the dtype, neither infinite nor 0."""
+    """Return exp(-m), limited to the range of the dtype: neither infinite nor 0."""
     return astype(xp, xp.exp(clamp(xp, -m, limit)), dtype)
 
 
@@ -167,16 +165,20 @@ def denominator(xp: Namespace, s: Array, m: Array, eps: float, limit: float, dty
 
 
 def sign_beyond(xp: Namespace, s: Array, one: Array, dtype: Any) -> Array:
-    """Return the derivative of max(|s|, one) by s: the sign of s where |s| is larger, else 0."""
+    """Return the derivative of max(|s|, one) with respect to s: the sign of s if |s| is larger,
+    else 0.
+    """
     return xp.astype(s > one, dtype) - xp.astype(s < -one, dtype)  # (7)
 
 
-OPTIONS = ("root", "low", "eps", "limit", "dtype")  # arguments that are the same for all steps
+OPTIONS = ("root", "low", "eps", "limit", "dtype")  # arguments that all steps share
 
 
 def kinds(formula: Formula, real: str, wide: str) -> dict[str, str]:
-    """Return the kind of each argument that changes from step to step: `wide` for those that are
-    `Wide`, `real` for the others, which have the dtype of the states.
+    """Return the type of each argument that changes from step to step.
+
+    It is `wide` for arguments annotated as `Wide`, and `real`, the dtype of the states, for the
+    others.
     """
     arguments = list(inspect.signature(formula).parameters.values())[1:]
     return {
@@ -185,7 +187,7 @@ def kinds(formula: Formula, real: str, wide: str) -> dict[str, str]:
 
 
 def taken(formula: Formula, options: dict[str, Any]) -> dict[str, Any]:
-    """Return those of all options that a formula has."""
+    """Return the options that a formula takes."""
     names = inspect.signature(formula).parameters
     return {name: options[name] for name in names if name in options}
 
@@ -212,9 +214,7 @@ FORMULAS = (
 
 
 def by_name(forget: str) -> dict[str, Formula]:
-    """Return all formulas with the names that kernels have for them, from the name of the forget
-    gate.
-    """
+    """Return all formulas by the names that kernels use, for a kind of forget gate."""
     return {formula.__name__: formula for formula in FORMULAS} | {
         "decay": D,
         "denominator": den,
@@ -224,5 +224,5 @@ def by_name(forget: str) -> dict[str, Formula]:
 
 
 def options_of(dtype: Any) -> dict[str, Any]:
-    """Return the options of all formulas that follow from the dtype of the states."""
+    """Return the options of all formulas for a dtype of the states."""
     return {"low": low_of(np, np.float64), "limit": limit_of(np, dtype), "dtype": dtype}

@@ -15,7 +15,7 @@ from xlstm.arrays.rows import by_rows
 
 Axis: TypeAlias = "int | tuple[int, ...]"
 
-EPS = 1e-5  # that of torch.nn.LayerNorm
+EPS = 1e-5  # the default of torch.nn.LayerNorm
 
 
 def _centred(xp: Namespace, x: Array, axis: Axis, eps: float) -> tuple[Array, Array]:
@@ -28,7 +28,7 @@ def _centred_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: Axis) -> Ar
 
 
 def _by_root(xp: Namespace, x: Array, axis: Axis, eps: float) -> tuple[Array, Array]:
-    """Return x with mean square 1, and 1 / the root of its mean square."""
+    """Return x scaled to mean square 1, and 1 / the root of its mean square."""
     r = 1 / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)  # (2)
     return x * r, r  # (3)
 
@@ -38,7 +38,7 @@ def _by_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Arr
 
 
 class Normal(NamedTuple):
-    """A norm: the formulas for a row, forward and backward."""
+    """A norm: its formulas for a row, forward and backward."""
 
     row: Any
     row_bwd: Any
@@ -51,8 +51,9 @@ MEAN_SQUARE = Normal(_by_root, _by_root_bwd)  # Zhang & Sennrich 2019, eq. 4
 def normalize(
     xp: Namespace, x: Array, axis: Axis, norm: Normal = MEAN_AND_VARIANCE, eps: float = EPS
 ) -> tuple[Array, Array]:
-    """Return x with mean 0 and variance 1, or mean square 1, along `axis`; and 1 / the root of its
-    variance or mean square.
+    """Return x normalised along `axis`, and 1 / the root of its variance or mean square.
+
+    The result has mean 0 and variance 1, or mean square 1, as `norm` says.
     """
     return normed(xp, scaled, x, formula=norm.row, axis=axis, eps=eps)  # type: ignore[no-any-return]
 
@@ -60,28 +61,32 @@ def normalize(
 def normalize_bwd(
     xp: Namespace, dn: Array, n: Array, r: Array, axis: Axis, norm: Normal = MEAN_AND_VARIANCE
 ) -> Array:
-    """Return the gradient of x from that of n, with `n, r = normalize(xp, x, axis, norm)`."""
+    """Return the gradient with respect to x from that with respect to n, for `n, r = normalize(xp,
+    x, axis, norm)`.
+    """
     return by_rows(xp, norm.row_bwd, dn, n, r, axis=axis)
 
 
 def layer_norm(
     xp: Namespace, x: Array, gain: Array, axis: Axis
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Return x normalised and times a gain, and what `normalize` returns."""
+    """Return x normalised and multiplied by a gain, and the results of `normalize`."""
     n, r = normalize(xp, x, axis)
     return gain * n, (n, r)  # (4)
 
 
 def layer_norm_bwd(xp: Namespace, dy: Array, gain: Array, n: Array, r: Array, axis: Axis) -> Array:
-    """Return the gradient of x from that of y, with `y, (n, r) = layer_norm(xp, x, gain, axis)`."""
+    """Return the gradient with respect to x from that with respect to y, for `y, (n, r) =
+    layer_norm(xp, x, gain, axis)`.
+    """
     return normalize_bwd(xp, gain * dy, n, r, axis)  # (4)
 
 
 def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: Any) -> Any:
-    """Return `function(xp, x, *arrays, limit=limit, **options)`: n and r, the norm and its factor,
-    and maybe more.
+    """Return `function(xp, x, *arrays, limit=limit, **options)`: n and r, which are the norm and
+    its factor, and perhaps more.
 
-    With a `limit`, `function` scales x as `scaled` does. NumPy does without where no square is
+    With a `limit`, `function` scales x like `scaled`. NumPy needs no limit unless a square is
     infinite.
     """
     if root_of(xp) is not np:
@@ -90,7 +95,7 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
     if outputs is None:
         with np.errstate(over="ignore", invalid="ignore"):
             outputs = function(xp, x, *arrays, limit=None, **options)
-    finite = outputs[1] > 0  # r is 0 or NaN where a square is infinite
+    finite = outputs[1] > 0  # r is 0 or NaN if a square is infinite
     if finite.all():
         return outputs
     within = _within(xp, function, x, *arrays, **options)
@@ -98,20 +103,21 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
 
 
 def _within(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: Any) -> Any:
-    """Return what a function gives with a limit, within which no square is infinite."""
+    """Return the results of a function with a limit, within which no square is infinite."""
     return by_rows(xp, function, x, *arrays, limit=fourth_root(xp, x.dtype), **options)
 
 
 def scaled(
     xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit: float | None
 ) -> tuple[Array, Array]:
-    """Return what a formula gives for c x, whose squares are finite, and c times the factor;
-    without a limit c is 1.
+    """Return the results of a formula for c x, with its factor multiplied by c.
+
+    c makes all squares finite; without a limit it is 1.
     """
     if limit is None:
         return formula(xp, x, axis, eps)  # type: ignore[no-any-return]
     most = xp.max(xp.abs(x), axis=axis, keepdims=True)
-    # it is 1 unless an element is larger than the limit, beside which eps does not matter
+    # c is 1 unless an element exceeds the limit; eps is negligible then
     c = limit / xp.maximum(most, xp.full_like(most, limit))  # (5)
     n, r = formula(xp, x * c, axis, eps)  # (5)
     return n, r * c  # (5)
@@ -121,6 +127,6 @@ def scaled(
 def fourth_root(xp: Namespace, dtype: Any) -> float:
     """Return the fourth root of the largest number of a dtype.
 
-    A sum of many products of three numbers that are no larger does not overflow.
+    A sum of many products of three numbers up to this size does not overflow.
     """
     return math.pow(finfo(xp, dtype).max, 0.25)

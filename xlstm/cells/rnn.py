@@ -10,21 +10,21 @@ from xlstm.cells import cell
 
 
 class Saved(NamedTuple):
-    """The values that backward needs."""
+    """The values that the backward pass needs."""
 
     h: Array
-    z: Array | None  # pre-activation, where an option needs it
+    z: Array | None  # pre-activation, if an option needs it
 
 
 class Local(NamedTuple):
-    """The local derivative of one step of this cell."""
+    """The local derivative of one step."""
 
-    a: Array  # derivative of h by its pre-activation (1, H, B)
+    a: Array  # derivative of h with respect to its pre-activation (1, H, B)
 
 
 @dataclass(frozen=True)
 class Cell(cell.Summed):
-    """A cell of one gate, whose activation is the new state."""
+    """A cell with one gate, whose activation is the new state."""
 
     activations: tuple[str, ...] = ("tanh",)
     clip: float | None = None
@@ -43,7 +43,7 @@ class Cell(cell.Summed):
         return Local(self._activate_bwd(xp, 0, xp.ones_like(h), z, h)[None, ...])  # (1)
 
     def gates_bwd(self, xp: Namespace, local: Local, dh: Array) -> tuple[Array, Array, None]:
-        """Return the gradient dz (1, H, B) of zx and of zh."""
+        """Return dz (1, H, B), the gradient with respect to both zx and zh."""
         dz = local.a * dh  # (1)
         return dz, dz, None
 

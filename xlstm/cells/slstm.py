@@ -1,9 +1,9 @@
 """The sLSTM cell: exponential gates and a normaliser (Beck et al. 2024, eqs. 8 to 18).
 
-Gate order is i f z o. c and n are kept divided by exp(m), so that nothing overflows (eqs. 15 to
-17); c = n = 0 with m = -inf is the state before the first step, which needs no case of its own. m
-is a state like the others, with its gradient. The backward pass is split into `derivatives` and
-`gates_bwd` as in `cells/lstm.py`.
+The order of the gates is i f z o. c and n are divided by exp(m), so that nothing overflows (eqs. 15
+to 17). The state before the first step is c = n = 0 with m = -inf, which needs no special case. m
+is a state like the others, with its own gradient. The backward pass is split into `derivatives` and
+`gates_bwd`, as in `cells/lstm.py`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
 from xlstm.cells.activations import FORGET, sigmoid, sigmoid_bwd, tanh_bwd
 
-SPLIT = 2.0**16 + 1  # of the 24 binary digits of float32 it leaves 8
+SPLIT = 2.0**16 + 1  # leaves 8 of the 24 binary digits of float32
 
 
 class Saved(NamedTuple):
-    """The values that backward needs."""
+    """The values that the backward pass needs."""
 
     s: Array  # gates i, f, z, o (4, H, B), i and f divided by exp(m)
     af: Array  # pre-activation of f
@@ -29,26 +29,26 @@ class Saved(NamedTuple):
 
 
 class Local(NamedTuple):
-    """The local derivatives of one step of this cell, each of one value by another."""
+    """The local derivatives of one step."""
 
-    ao: Array  # of h by the pre-activation of o
-    kc: Array  # of h by c
-    kn: Array  # of h by n
-    az: Array  # of c by the pre-activation of z
-    i: Array  # of n by log i
-    iz: Array  # of c by log i
-    f: Array  # of c by c0, and of n by n0
-    fc: Array  # of c by log f
-    fn: Array  # of n by log f
+    ao: Array  # of h, with respect to the pre-activation of o
+    kc: Array  # of h, with respect to c
+    kn: Array  # of h, with respect to n
+    az: Array  # of c, with respect to the pre-activation of z
+    i: Array  # of n, with respect to log i
+    iz: Array  # of c, with respect to log i
+    f: Array  # of c, with respect to c0, and of n, with respect to n0
+    fc: Array  # of c, with respect to log f
+    fn: Array  # of n, with respect to log f
     wrote: Array  # 1 where m is the logarithm of i, else 0
-    r: Array  # of log f by its pre-activation
+    r: Array  # of log f, with respect to its pre-activation
 
 
 @dataclass(frozen=True)
 class Cell(cell.Summed):
     """An sLSTM cell; log f is log_sigmoid(f~), or f~ with forget_gate "exponential".
 
-    With `forget_limit` a pre-activation f~ above that number counts as the number.
+    With `forget_limit`, a pre-activation f~ above that number is lowered to it.
     """
 
     forget_gate: str = "sigmoid"
@@ -57,17 +57,17 @@ class Cell(cell.Summed):
     GATES = ("i", "f", "z", "o")
     STATES = ("h", "c", "n", "m")
     REST = (0.0, 0.0, 0.0, -math.inf)
-    SHARES = ("o",)  # i and f are divided by exp(m), so that one of them is always 1
+    SHARES = ("o",)  # not i and f: divided by exp(m), one of them is always 1
 
     def gates(
         self, xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array, n0: Array, m0: Array
     ) -> tuple[Array, Array, Array, Array, Saved]:
         """Run one step: return h, c, n, m (H, B), from the products zx and zh (4, H, B) and the
-        states before it.
+        states before the step.
         """
         a = zx + zh
         ai, af = a[0, ...], a[1, ...]
-        old = self._log_forget(xp, af) + m0  # (1) logarithm of the share of the old state
+        old = self._log_forget(xp, af) + m0  # (1) logarithm of the old state's share
         m = xp.maximum(old, ai)  # (2)
         i = xp.exp(ai - m)
         f = xp.exp(old - m)  # (3)
@@ -93,7 +93,9 @@ class Cell(cell.Summed):
     def gates_bwd(
         self, xp: Namespace, local: Local, dh: Array, dc: Array, dn: Array, dm: Array
     ) -> tuple[Array, Array, None, Array, Array, Array]:
-        """Return the gradients dz (4, H, B) of zx and of zh, and dc0, dn0, dm0 (H, B)."""
+        """Return dz (4, H, B), the gradient with respect to both zx and zh, and dc0, dn0, dm0 (H,
+        B).
+        """
         ao, kc, kn, az, i, iz, f, fc, fn, wrote, r = local
         dc = dc + kc * dh  # (8) (7)
         dn = dn + kn * dh  # (8) (7)
@@ -118,7 +120,7 @@ class Cell(cell.Summed):
         return FORGET[self.forget_gate].fwd(xp, self._limited(xp, af))  # (1)
 
     def _log_forget_bwd(self, xp: Namespace, af: Array) -> Array:
-        """Return the derivative of log f by its pre-activation."""
+        """Return the derivative of log f with respect to its pre-activation."""
         limited = self._limited(xp, af)
         r = FORGET[self.forget_gate].bwd(xp, xp.ones_like(af), limited, limited)  # (1)
         # (1)
@@ -132,10 +134,10 @@ class Cell(cell.Summed):
 
 @dataclass(frozen=True)
 class Rounded(Cell):
-    """An sLSTM cell in float32 that rounds the product of h and every state to bfloat16.
+    """An sLSTM cell in float32 that rounds the product with h and every state to bfloat16.
 
-    The published package of TiRex computes so where it does not run a kernel of CUDA. Gradients are
-    those of the cell without the rounding.
+    The published package of TiRex computes this way when it runs without a CUDA kernel. Gradients
+    are those of the cell without rounding.
     """
 
     def gates(
@@ -147,13 +149,12 @@ class Rounded(Cell):
 
 
 def to_bfloat16(xp: Namespace, x: Array) -> Array:
-    """Return float32 numbers rounded to the 8 binary digits of bfloat16, the nearest, and of two
-    the even one.
+    """Return float32 numbers rounded to the 8 binary digits of bfloat16, to nearest, ties to even.
 
-    The splitting of Veltkamp (Dekker 1971) makes it from arithmetic, which runs in every engine.
+    The splitting of Veltkamp (Dekker 1971) needs only arithmetic, so that it runs in every engine.
     """
     a = xp.abs(x)
-    # the maximum, which changes nothing, keeps compilers from fusing the product away
+    # the maximum changes nothing, but keeps compilers from fusing the product away
     c = xp.maximum(a * SPLIT, a)
     r = c - (c - a)
     return xp.where(x < 0, -r, r)

@@ -1,4 +1,4 @@
-"""The reference engine: every option, on any array library, one step after the other."""
+"""The reference engine: every option, on any array library, step by step."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from xlstm.engines.tape import (
     with_idle,
 )
 
-# Local derivatives are made for as many steps at once as make about this many numbers, which stay
-# in a CPU's cache.
+# Local derivatives are computed for several steps at once: about this many numbers, which stay in a
+# CPU's cache.
 DERIVED = 32768
 
 
 class ArrayApi:
-    """Runs the cell's own functions step by step."""
+    """Run the cell's own functions step by step."""
 
     name = "array_api"
 
     def __reduce__(self) -> str:
-        """Copy and pickle it as the one there is."""
+        """Copy and pickle the engine as its only instance."""
         return "ARRAY_API"
 
     def refuses(self, step: Step, widths: Widths) -> str:
-        """Return "", for it takes everything."""
+        """Return "": it runs every step."""
         return ""
 
     def forward(
@@ -54,7 +54,7 @@ class ArrayApi:
         own = step.own
         device = x.device
         zx, tape.normal = step.project(x)  # (1) all steps at once, (R, N)
-        # states of the sequences that are over, the longest first
+        # final states of the sequences that have ended, the longest first
         ended: list[Sequence[Array]] = []
         parts = segments(tuple(widths))
         for segment in scans.blocks(step, parts) if step.linear else parts:
@@ -64,8 +64,7 @@ class ArrayApi:
                 state = [s[:, :n] for s in state]
             options = None if step.bare else Options(step, segment)
             groups: Sequence[Any] = ()
-            # Arrays for all steps: a large step then works in the memory that the step before gave
-            # back.
+            # Arrays for all steps: a large step can then reuse the memory of the step before.
             carry = []
             buffers = []
             for s in state[1:] if keep != "nothing" else ():
@@ -111,7 +110,7 @@ class ArrayApi:
                     saved = groups[0]._make(first)
                 tape.kept.append(SegmentTape(segment, carry, saved, *others))
         end = [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state)
-        if keep == "nothing":  # A cell may return a state as it came.
+        if keep == "nothing":  # a cell may return a state unchanged
             end = list(map(functools.partial(xp.asarray, copy=True), end))
         return y, end, tape
 
@@ -124,7 +123,7 @@ class ArrayApi:
         return run
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
-        """Run a single step, as a function that `stream` returns does."""
+        """Run a single step, like a function from `stream`."""
         zx, _ = step.project(x)
         zx = reshape(zx, (step.G, step.H, x.shape[0]))
         before = [s.T for s in state]
@@ -134,14 +133,14 @@ class ArrayApi:
         else:
             options = Options(step, Segment(1, x.shape[0], 0))
             after, *_ = options.forward(0, step.Wh, zx, before)
-        # A cell may return a state as it came.
+        # A cell may return a state unchanged.
         states = [step.xp.asarray(s.T, copy=True) for s in after]
         return states[0], states
 
     def backward(
         self, tape: Tape, dy: Array | None, dstate: Sequence[Array]
     ) -> tuple[Gradients, list[Array]]:
-        """Differentiate all steps; see `Engine`."""
+        """Compute the gradients of all steps; see `Engine`."""
         step = tape.step
         gradients = Gradients(tape)
         xp = step.xp
@@ -157,7 +156,7 @@ class ArrayApi:
             segment = segment_tape.segment
             have = dstate[0].shape[1]
             n = segment.n
-            if have < n:  # the gradient of the sequences that end here is that of the final state
+            if have < n:  # sequences that end here begin with the final state's gradient
                 dstate = [
                     beside(xp, (d, end[:, have:n])) for d, end in zip(dstate, dend, strict=True)
                 ]
@@ -198,7 +197,8 @@ class ArrayApi:
 class Options:
     """The steps of one segment with the options around the cell.
 
-    They are recurrent dropout, normalisation of the product of h, projection of h, and zoneout.
+    The options are recurrent dropout, normalisation of the product with h, projection of h, and
+    zoneout.
     """
 
     def __init__(self, step: Step, segment: Segment) -> None:
@@ -215,8 +215,8 @@ class Options:
     def forward(
         self, t: int, W: Array, zx: Array, state: Sequence[Array]
     ) -> tuple[list[Array], Any, tuple[Array, ...], tuple[Array, ...]]:
-        """Return the state after step t, what the cell saved, the product of h normalised, and h
-        before projection.
+        """Return the state after step t, the `saved` of the cell, the normalised product with h,
+        and h before projection.
         """
         step = self.step
         xp = step.xp
@@ -256,13 +256,13 @@ class Options:
         normal: Sequence[Array],
         found: Gradients,
     ) -> list[Array]:
-        """Return the gradient of the state before step t from that of the state after it; the rest
-        goes to `found`.
+        """Return the gradients of the states before step t from those after it; other gradients go
+        to `found`.
         """
         step = self.step
         xp = step.xp
         rows = self.segment.rows(t)
-        # The gradients that zoneout passes straight to the old state.
+        # The gradients that zoneout passes directly to the old state.
         direct: list[Array | None] = [None] * len(dstate)
         if step.zoneout:
             # (6)
@@ -303,7 +303,7 @@ class Options:
 
 
 def _transposed(W: Array) -> Array:
-    """Return W^T as a copy: OpenBLAS is 10 % quicker than on a view."""
+    """Return a copy of W^T: OpenBLAS is 10 % faster with it than with a view."""
     return reshape(reshape(W.T, (W.shape[0] * W.shape[1],)), (W.shape[1], W.shape[0]))
 
 

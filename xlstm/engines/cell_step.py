@@ -20,30 +20,30 @@ from xlstm.cells.normalization import layer_norm, layer_norm_bwd
 from xlstm.engines.compiled_cell import CompiledCell
 from xlstm.engines.pointwise import pointwise
 
-# It runs a single step: (w, x, state) -> (y, state); see `Engine.stream`.
+# A function that runs a single step, (w, x, state) -> (y, state); see `Engine.stream`.
 Stream: TypeAlias = "Callable[[Params, Array, Sequence[Array]], tuple[Array, Sequence[Array]]]"
 
 
 class Masks(NamedTuple):
-    """The masks of one layer and direction; None where there are none."""
+    """The masks of one layer and direction; None if there are none."""
 
-    drop: Array | None = None  # (P, B), by which h is multiplied before Wh, the same at all steps
-    # Rows (N, H) or one number for each state: the share of the old state.
+    drop: Array | None = None  # (P, B), a factor of h before Wh, the same at all steps
+    # The share of the old state, for each state: rows (N, H) or one number.
     zoneout: tuple[Array | float | None, ...] = ()
 
 
 class Step:
-    """A time step: what does not change from step to step. Attributes are read, never written.
+    """A time step: everything that does not change from step to step. Attributes are never written.
 
     Parameters
     ----------
     xp : namespace
     cell : Cell
     w : dict
-        Weights under their last names: Wh (R, P), or (G, N, K, K) of N heads, or none; optionally
-        Wx (R, D), without which x (N, R) are the products already; the biases b and bh (R,); gx and
-        gh (R,), gains of the normalised products; Whr (P, H), a projection of h; and parameters of
-        the cell itself.
+        Weights under their last names. Wh is (R, P), or (G, N, K, K) for N heads, or missing.
+        Optional weights are Wx (R, D), without which x (N, R) are already the products; the biases
+        b and bh (R,); the gains gx and gh (R,) of normalised products; a projection Whr (P, H) of
+        h; and the cell's own parameters.
     masks : Masks
     """
 
@@ -53,7 +53,7 @@ class Step:
         self.layer_w = w
         self.masks = masks
         self.w = w = cell.weights(xp, w)
-        # A cell without a product of h has the shapes of one whose weights are zero.
+        # A cell without a product with h has the shapes of a cell whose weights are zero.
         self.G = len(cell.GATES)
         self.recurrent = "Wh" in w
         if self.recurrent:
@@ -61,7 +61,7 @@ class Step:
         else:
             R = w["Wx"].shape[0]
             Wh = xp.zeros((R, R // self.G), dtype=w["Wx"].dtype, device=device_of(w["Wx"]))
-        if Wh.ndim == 4 and Wh.shape[1] == 1:  # one head is a matrix like any other
+        if Wh.ndim == 4 and Wh.shape[1] == 1:  # a single head is an ordinary matrix
             Wh = reshape(Wh, (-1, Wh.shape[3]))
         self.heads = Wh.ndim == 4
         self.Wh = Wh
@@ -78,11 +78,11 @@ class Step:
         biases = () if self.b is None else ("b",)
         self.added = biases if self.bh is None else (*biases, "bh")
         self.zoneout = bool(masks.zoneout) and any(share is not None for share in masks.zoneout)
-        # Nothing but the cell and the product of h.
+        # Only the cell and the product with h.
         self.bare = not self.zoneout and masks.drop is None and self.Whr is None and "gh" not in w
         # Whether all steps are one scan over time.
         self.linear = self.bare and isinstance(cell, LinearCell)
-        # Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is.
+        # The cell's own parameters, (rows, H, 1) or (H, 1); a matrix stays unchanged.
         self.own: Params = {}
         for name in cell.OWN:
             if name in w:
@@ -93,31 +93,33 @@ class Step:
         on_dual_numbers = isinstance(xp, DualNamespace) and compiles(xp.base)
         if by_steps and on_dual_numbers and pointwise(cell, self.own_rows, ()) is not None:
             self.cell = CompiledCell(cell)
-        self.compiled: Any = None  # what an engine made of the step
-        # Looked up once: they run at every step.
+        self.compiled: Any = None  # the step as an engine compiled it
+        # Looked up only once, since they run at every step.
         on_cupy = xp is not np and compiles(xp)
         self._times: Any = functools.partial(matmul, xp) if on_cupy else operator.matmul
-        # in place, but that a product of constants has no room for the tangent of a bias
+        # in-place, except with dual numbers: a constant product has no room for a bias's tangent
         self._add: Any = operator.add if isinstance(xp, DualNamespace) else operator.iadd
         self.reshape: Any = np.ndarray.reshape if xp is np else reshape
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle it with its namespace by name, and without what an engine made of it."""
+        """Copy and pickle the step with its namespace by name, and without its compiled form."""
         return _step, (self.xp.__name__, self.cell, self.layer_w, self.masks)
 
     @property
     def own_rows(self) -> tuple[tuple[str, int | None], ...]:
-        """Names of the own parameters, and their rows, None for one without that axis."""
+        """Names of the cell's own parameters, and the rows of each; None for a parameter without
+        that axis.
+        """
         return tuple([(name, p.shape[0] if p.ndim == 3 else None) for name, p in self.own.items()])
 
     @property
     def matrix(self) -> str:
-        """The name of the own parameter by which the cell multiplies, "" where there is none."""
+        """The name of the cell's own parameter that is a matrix, "" if there is none."""
         return next((name for name, p in self.own.items() if p.ndim == 2 and p.shape[1] > 1), "")
 
     @property
     def zones(self) -> tuple[tuple[str, bool], ...]:
-        """The states with zoneout, and whether their share is one number instead of a mask."""
+        """The states with zoneout, and whether their share is a number and not a mask."""
         pairs = zip(self.cell.STATES, self.masks.zoneout, strict=False)
         return tuple(
             [(name, isinstance(share, float)) for name, share in pairs if share is not None]
@@ -125,7 +127,7 @@ class Step:
 
     @property
     def obstacle(self) -> str:
-        """The options that make a step more than the cell beside the product of h, in words."""
+        """The options beside the cell and the product with h, in words."""
         there = {
             "zoneout": self.zoneout,
             "recurrent dropout": self.masks.drop is not None,
@@ -136,8 +138,9 @@ class Step:
         return " and ".join(name for name, is_there in there.items() if is_there)
 
     def project(self, x: Array) -> tuple[Array, tuple[Array, Array] | None]:
-        """Return Wx x + b of rows x (N, D), (R, N), and with layer_norm Wx x normalised and 1 / its
-        deviation.
+        """Return Wx x + b (R, N) for rows x (N, D).
+
+        With layer_norm, also return the normalised Wx x and 1 / its deviation.
         """
         xp = self.xp
         w = self.w
@@ -150,17 +153,19 @@ class Step:
         return zx, normal
 
     def project_bwd(self, dzx: Array, normal: tuple[Array, Array] | None) -> Array:
-        """Return the gradient of Wx x from that of zx (R, N)."""
+        """Return the gradient with respect to Wx x from that with respect to zx (R, N)."""
         if normal is None:
             return dzx
         return layer_norm_bwd(self.xp, dzx, self.w["gx"][:, None], *normal, 0)  # (7)
 
     def zeros(self, like: Array, *shape: int) -> Array:
-        """Return zeros as another array is."""
+        """Return zeros of this shape, with the dtype and device of another array."""
         return self.xp.zeros(shape, dtype=like.dtype, device=device_of(like))
 
     def recur(self, W: Array, h: Array) -> Array:
-        """Return W h + bh (gates, H, n), with W the recurrent weight; heads go by themselves."""
+        """Return W h + bh (gates, H, n), with the recurrent weight W; each head has its own
+        product.
+        """
         n = h.shape[1]
         if not self.recurrent:
             return self.zeros(h, self.G, self.H, n)

@@ -1,5 +1,6 @@
-"""A cell whose functions run on dual numbers of CuPy as one kernel each, where the reference engine
-would launch one or more for each operation.
+"""A cell whose functions run on dual numbers of CuPy as one kernel each.
+
+The reference engine would launch one kernel or more for each operation.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from xlstm.tracing.array_functions import Formula
 
 
 class CompiledCell:
-    """A cell with kernels in the place of its three functions, which `Cell` describes."""
+    """A cell with kernels in place of its three functions, which `Cell` describes."""
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
@@ -30,19 +31,19 @@ class CompiledCell:
         return _launched(xp, self.cell.gates, zx.ndim - 1, (zx, *arrays), own)
 
     def derivatives(self, xp: DualNamespace, saved: Any, *carry: Array, **own: Array) -> Any:
-        """Compute the part of the derivative that needs no gradient, of many steps."""
+        """Compute the part of the derivative that needs no upstream gradient, for many steps."""
         return _launched(xp, self.cell.derivatives, 3, (saved, *carry), own)
 
     def gates_bwd(self, xp: DualNamespace, saved: Any, *dstate: Array, **own: Array) -> Any:
-        """Differentiate one step."""
+        """Compute the gradients of one step."""
         return _launched(xp, self.cell.gates_bwd, 2, (saved, *dstate), own)
 
 
 def _launched(
     xp: DualNamespace, function: Any, ndim: int, arguments: tuple[Any, ...], own: dict[str, Array]
 ) -> Any:
-    """Return `function(xp, *arguments, **own)` from one launch; arrays have `ndim` axes, or rows
-    in front of them.
+    """Return `function(xp, *arguments, **own)` from one launch; arrays have `ndim` axes, possibly
+    after an axis of rows.
     """
     arrays = [*leaves_by_path(arguments).values(), *own.values()]
     axes = [ndim] * (len(arrays) - len(own)) + [2] * len(own)
@@ -62,8 +63,9 @@ def _launched(
 
 @functools.cache
 def _flat(function: Any, places: Any, names: tuple[str, ...]) -> Formula:
-    """Return a function of arrays alone, which stand at `places` of the arguments and then under
-    `names`; it has the places of its results as `results`.
+    """Return a function of arrays alone, with the places of its results as the attribute `results`.
+
+    Its arrays are those at `places` of the arguments, followed by those with `names`.
     """
 
     def flat(xp: Namespace, *arrays: Array) -> tuple[Array, ...]:
@@ -78,11 +80,11 @@ def _flat(function: Any, places: Any, names: tuple[str, ...]) -> Formula:
 
 
 def _numbered(tree: Any, arrays: Sequence[Array]) -> Any:
-    """Return the same nesting with the place of each array among `arrays`."""
+    """Return the same nesting, with the place of each array among `arrays`."""
     numbers = {id(a): k for k, a in enumerate(arrays)}
     return mapped(tree, lambda _, a: numbers[id(a)])
 
 
 def _filled(places: Any, arrays: Sequence[Array]) -> Any:
-    """Return the same nesting with the arrays of these places."""
+    """Return the same nesting, with the arrays at these places."""
     return mapped(places, lambda _, place: arrays[place])

@@ -1,7 +1,7 @@
-"""The seam: what an engine is, and which one runs a recurrence.
+"""The protocol of an engine, and the choice of the engine that runs a recurrence.
 
-Above this file nobody asks which library, device or compiler there is; below it nobody knows of
-layers, stacks or directions.
+This file separates layers from engines. Code above it does not ask which library, device or
+compiler there is. Code below it does not know of layers, stacks or directions.
 """
 
 from __future__ import annotations
@@ -28,24 +28,35 @@ __all__ = ["Engine", "use"]
 
 
 class Engine(Protocol):
-    """Runs one recurrent layer in one direction over a packed batch.
+    """Run one recurrent layer in one direction over a packed batch.
 
-    To add an engine, write a class derived from this one and put it into `ENGINES`. It needs
-    `refuses`, `forward` and `backward`; a single step, as for streaming, is by default a pass of
+    To add an engine, derive a class from this one and put an instance into `ENGINES`. Write
+    `refuses`, `forward` and `backward`. A single step, as for streaming, is by default a pass of
     one step.
 
     Attributes
     ----------
     name : str
-        The name by which `use` asks for it.
+        The name by which you ask for the engine with `use`.
     """
 
     name: str
 
     def refuses(self, step: Step, widths: Widths) -> str:
-        """Return why it cannot run a step over a batch of these widths, or "" where it can.
+        """Return why the engine cannot run a step over a batch of these widths, or "" if it can.
 
-        A layer keeps the answer for NumPy arrays, which must not depend on the widths.
+        A layer keeps the answer for NumPy arrays, so there it must not depend on the widths.
+
+        Parameters
+        ----------
+        step : Step
+            The cell, its weights, and the options around it.
+        widths : list of (steps, width)
+            The segments of the batch.
+
+        Returns
+        -------
+        str
         """
 
     def forward(
@@ -56,23 +67,26 @@ class Engine(Protocol):
         Parameters
         ----------
         step : Step
+            The cell, its weights, and the options around it.
         x : array (N, D)
-            Packed rows.
+            The input as packed rows: all sequences at the first step, then all at the second, and
+            so on.
         state : arrays (P, B), (H, B), ...
-            The state before the first step; sequences without any step come last.
+            The states before the first step; sequences without any step come last.
         widths : list of (steps, width)
             The segments of the batch.
         keep : {"nothing", "states", "all"}
-            How much the tape keeps. With "states" the rest is rematerialised when it is asked for.
+            The values that the tape keeps. With "states", the other values are computed again when
+            they are needed.
 
         Returns
         -------
         y : array (N, P)
-            h after every step.
+            The hidden state h after every step.
         state : list of arrays as `state`
-            The state of each sequence at its own end; in arrays of their own where nothing is kept.
+            The states of each sequence at its own end. With "nothing", these are new arrays.
         tape : Tape or None
-            None only where nothing is kept.
+            The kept values; None only with "nothing".
         """
 
     def stream(self, step: Step) -> Stream:
@@ -81,15 +95,15 @@ class Engine(Protocol):
         Parameters
         ----------
         step : Step
-            The first of the steps. Others have arrays of the same shapes and dtypes, but for the
-            number B of sequences.
+            The first of the steps. Later steps have arrays of the same shapes and dtypes; only the
+            number B of sequences may differ.
 
         Returns
         -------
         stream : function (w, x, state) -> (y, state)
-            `w` has the weights of a step by their last names; x is (B, D), and the states before
-            and after the step are arrays (B, P), (B, H), .... y is h after the step, which may be
-            the first array of the state itself; else all of them are new arrays.
+            `w` has the weights of a step by their last names. x is (B, D), and the states before
+            and after the step are arrays (B, P), (B, H), ... y is h after the step. y may be the
+            first array of the state itself; all other results are new arrays.
         """
 
         xp = step.xp
@@ -108,45 +122,45 @@ class Engine(Protocol):
     def backward(
         self, tape: Tape, dy: Array | None, dstate: Sequence[Array]
     ) -> tuple[Gradients, list[Array]]:
-        """Differentiate all steps.
+        """Compute the gradients of all steps.
 
         Parameters
         ----------
         tape : Tape
+            The result of `forward`.
         dy : array (N, P) or None
-            The gradient of y.
+            The upstream gradient of y; None means 0.
         dstate : arrays (P, B), (H, B), ...
-            The gradient of the final state.
+            The upstream gradients of the final states.
 
         Returns
         -------
         gradients : Gradients
-            Those of every step.
+            The gradients at every step.
         dstate : list of arrays as `dstate`
-            The gradient of the initial state.
+            The gradients with respect to the initial states.
         """
 
 
-ENGINES: list[Engine] = [CUDA, NUMBA, ARRAY_API]  # the quickest first
+ENGINES: list[Engine] = [CUDA, NUMBA, ARRAY_API]  # the fastest first
 _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("engine", default=None)
 
 
 def choose(step: Step, widths: Widths, choices: dict[Any, Any]) -> Engine:
-    """Return the first engine that does not refuse, or the one that was asked for with `use`.
+    """Return the engine that `use` asks for, or the first one that does not refuse.
 
     Parameters
     ----------
     step : Step
     widths : list of (steps, width)
     choices : dict
-        The engines that were chosen before for NumPy arrays, and their compiled steps, which this
-        function fills in. All calls with the same dict have the same cell, names of weights and
-        shapes.
+        A cache for NumPy arrays, which this function fills with chosen engines and their compiled
+        steps. All calls with the same dict must have the same cell, names of weights and shapes.
 
     Raises
     ------
     ValueError
-        The engine that was asked for refuses.
+        The engine that `use` asks for refuses.
     """
     asked = _asked.get()
     if step.xp is not np:
@@ -164,7 +178,7 @@ def stream(
 ) -> Stream:
     """Return the function that runs single steps of a layer, from `Engine.stream`.
 
-    Parameters are those of `Step`, x (B, D), and `choices`, which is as in `choose`.
+    Parameters are those of `Step`, then x (B, D), and `choices` as in `choose`.
     """
     asked = _asked.get()
     key = x.dtype, asked, os.environ.get(jit.VARIABLE)
@@ -189,18 +203,20 @@ def _first(step: Step, widths: Widths, asked: str | None) -> Engine:
 
 
 def asked() -> str | None:
-    """Return the name of the engine that was asked for with `use`, or None."""
+    """Return the name of the engine that `use` asks for, or None."""
     return _asked.get()
 
 
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
-    """Run every recurrence in this context in the engine of a name, which raises where it cannot.
+    """Run every recurrence in this context with the engine of this name.
+
+    If the engine cannot run a recurrence, the layer raises a ValueError with the reason.
 
     Parameters
     ----------
     name : str
-        The name of one of `ENGINES`.
+        The name of an engine in `ENGINES`: "cuda", "numba" or "array_api".
 
     Returns
     -------
@@ -209,7 +225,19 @@ def use(name: str) -> Iterator[None]:
     Raises
     ------
     ValueError
-        There is no engine of that name.
+        No engine has that name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xlstm
+    >>> from xlstm.engines import engine
+    >>> lstm = xlstm.LSTM(3, 8)
+    >>> params = lstm.init(backend="numpy")
+    >>> with engine.use("array_api"):
+    ...     y, state = lstm(params, np.ones((5, 2, 3), "float32"))
+    >>> y.shape
+    (5, 2, 8)
     """
     checks.choice([engine.name for engine in ENGINES])("engines.use", "name", name)
     token = _asked.set(name)

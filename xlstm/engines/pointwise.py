@@ -1,12 +1,16 @@
 """One time step of a gated cell as pure functions of arrays by name, which compiled engines trace.
 
-The arrays of a step are zx and zh (G, M), the products of x and of h; b and bh (G, M), which are
-added to them; h and the other states (M,); the fields of what the cell saves, each with the prefix
-`s_`, (rows, M) or (M,); and gradients likewise. M are all units of all sequences. The numbers among
-the cell's options, such as `clip`, are arguments like these, each a scalar: one step serves all
-cells of one form. zone_h and so on are the shares of the old states that zoneout keeps (Krueger et
-al. 2017). With layer normalisation (Ba et al. 2016) gh (G, M) is the gain of zh, and the arrays
-n_zh (G, M) and r_zh (M,) are what the normalisation keeps.
+M stands for all units of all sequences. The arrays of a step are:
+
+- zx and zh (G, M), the products with x and with h, and b and bh (G, M), the biases added to them;
+- h and the other states (M,);
+- the fields that the cell saves, with the prefix `s_`, (rows, M) or (M,);
+- gradients, named and shaped likewise;
+- the numbers among the cell's options, such as `clip`, each a scalar, so that one step serves all
+  cells of one form;
+- zone_h and so on, the shares of the old states that zoneout keeps (Krueger et al. 2017);
+- with layer normalisation (Ba et al. 2016), the gain gh (G, M) of zh, and n_zh (G, M) and r_zh
+  (M,), which the normalisation keeps.
 """
 
 from __future__ import annotations
@@ -22,10 +26,10 @@ from xlstm.tracing.reductions import GATES_AND_UNITS, REDUCTIONS, UnitNamespace
 from xlstm.tracing.symbols import SymbolicNamespace, UntraceableError, trace
 
 Arrays = dict[str, Array]
-# a state, and whether its share is one number instead of a mask
+# each state, and whether its share is a number and not a mask
 Zoneout = tuple[tuple[str, bool], ...]
 Own = tuple[tuple[str, "int | None"], ...]  # the cell's own parameters, and their rows
-Rows = Mapping[str, "int | None"]  # of the leading axis of each array, None where it has none
+Rows = Mapping[str, "int | None"]  # rows of the leading axis of each array, None if it has none
 
 
 class Around(NamedTuple):
@@ -34,15 +38,16 @@ class Around(NamedTuple):
     Attributes
     ----------
     drop : bool
-        h has a mask before its product, with recurrent dropout.
+        h has a mask before its product, for recurrent dropout.
     normal : bool
-        The product of h is normalised.
+        The product with h is normalised.
     projected : bool
-        h has another width in its product than in the cell, which then does not get it.
+        h is projected: it has another width in its product than in the cell, and the cell does not
+        get it.
     matrix : str
-        The name of the cell's parameter by which it multiplies, "" where there is none.
+        The name of the cell's own parameter that is a matrix, "" if there is none.
     rows : int or None
-        Rows of the product of h, where they are not those of all gates.
+        Rows of the product with h, if they are not those of all gates.
     units : bool
         The cell may take means along its units.
     """
@@ -70,11 +75,11 @@ def pointwise(
     zoneout: Zoneout = (),
     around: Around = Around(),  # noqa: B008
 ) -> Pointwise | None:
-    """Return the step of a cell, or None where it is not element by element.
+    """Return the step of a cell, or None if the cell is not element by element.
 
-    `own` has the cell's own parameters and their rows, `added` the biases that there are among b
-    and bh, and `zoneout` the states with zoneout. Cells that differ in the values of their numbers
-    alone have the same step.
+    `own` has the cell's own parameters and their rows, `added` the biases among b and bh, and
+    `zoneout` the states with zoneout. Cells that differ only in the values of their numbers share a
+    step.
     """
     return _pointwise(cell.form, own, added, zoneout, around)
 
@@ -89,17 +94,17 @@ class Pointwise:
     before : dict of str to (int or None)
         Rows of the inputs of `forward` and `lean`; the states come before the parameters.
     saved, after, gradients : dict of str to (int or None)
-        Those of what `forward` keeps, and of the inputs and outputs of `backward`.
+        Rows of the kept values of `forward`, and of the inputs and outputs of `backward`.
     carried : tuple of str
-        The states but h.
+        All states except h.
     numbers : tuple of str
         Inputs of all functions that are scalars: the cell's `numbers`, and shares without a mask.
     shares : tuple of str
-        Inputs of all functions that each row has anew: masks of zoneout.
+        Inputs of all functions that differ from row to row: masks of zoneout.
     library : type
         The namespace that traces the functions.
     reduces : bool
-        Whether means along units are in them.
+        Whether the functions take means along units.
     """
 
     def __init__(
@@ -119,7 +124,7 @@ class Pointwise:
         self.numbers = (*form.numbers, *single)
         self.shares = tuple([f"zone_{state}" for state, is_number in zoneout if not is_number])
         drop = ["drop"] * (around.drop and "drop" in form.OWN)
-        self.own = [name for name, _ in own] + drop  # the arguments of the cell
+        self.own = [name for name, _ in own] + drop  # own arguments of the cell
         G = len(form.GATES)
         parameters: dict[str, int | None] = {
             name: rows for name, rows in own if name != around.matrix
@@ -141,7 +146,7 @@ class Pointwise:
 
     @property
     def obstacle(self) -> str:
-        """Why no kernel does several steps, or ""."""
+        """The reason why no kernel runs several steps, or ""."""
         there = {
             "means along units": self.reduces,
             "a projection": self.around.projected,
@@ -150,7 +155,7 @@ class Pointwise:
         return " and ".join(name for name, is_there in there.items() if is_there)
 
     def forward(self, xp: Namespace, **arrays: Array) -> Arrays:
-        """Return the state after the step, and what backward needs."""
+        """Return the state after the step, and the values that the backward pass needs."""
         arrays = self._with_matrix(arrays)
         zx = arrays["zx"]
         zh = arrays["zh"]
@@ -171,13 +176,15 @@ class Pointwise:
         return state | normal | fields
 
     def lean(self, xp: Namespace, **arrays: Array) -> Arrays:
-        """Return the state after the step alone."""
+        """Return only the state after the step."""
         after = self.forward(xp, **arrays)
         return {state: after[state] for state in self.form.STATES}
 
     def backward(self, xp: Namespace, **arrays: Array) -> Arrays:
-        """Return dz; dzh where it differs; da, that of the product before its normalisation; dh0
-        where there is one; and the gradients of the other states.
+        """Return the gradients of a step by name.
+
+        They are dz; dzh, if it differs; da, with respect to the product before its normalisation;
+        dh0, if there is one; and those of the other states.
         """
         arrays = self._with_matrix(arrays)
         d = {state: arrays[f"d{state}"] for state in ("h", *self.carried)}
@@ -198,27 +205,27 @@ class Pointwise:
         return gradients | {f"d{state}": a for state, a in start.items()}
 
     def _arguments(self, arrays: Arrays) -> tuple[Any, list[Array], Arrays]:
-        """Return the cell with its numbers, the states but h, and its own arguments."""
+        """Return the cell with its numbers, the states except h, and its own arguments."""
         cell = self.form.given({name: arrays[name] for name in self.form.numbers})
         own = {name: arrays[name] for name in self.own}
         return cell, [arrays[state] for state in self.carried], own
 
     def restore(self, arrays: Mapping[str, Array]) -> Any:
-        """Return what the cell saved, from arrays by name."""
+        """Return the `saved` of the cell, from arrays by name."""
         fields = self._saved_type._fields
         return self._saved_type(**{field: arrays.get(f"s_{field}") for field in fields})
 
-    # Where the cell multiplies by its `matrix`, the input "inner" is the product, and these give
-    # the other factor.
+    # If the cell multiplies by its `matrix`, the input "inner" is the product. These functions
+    # return the other factor.
 
     def factor(self, xp: Namespace, **arrays: Array) -> Arrays:
-        """Return what the matrix multiplies."""
+        """Return the factor that the matrix multiplies."""
         arrays = self._with_matrix(arrays)
         self.forward(xp, **arrays)
         return {"factor": arrays[self.around.matrix].factor}
 
     def factor_bwd(self, xp: Namespace, **arrays: Array) -> Arrays:
-        """Return what the transposed matrix multiplies in backward."""
+        """Return the factor that the transposed matrix multiplies in the backward pass."""
         arrays = self._with_matrix(arrays)
         self.backward(xp, **arrays)
         return {"factor": arrays[self.around.matrix].factor}
@@ -231,7 +238,9 @@ class Pointwise:
 
 
 class _Product:
-    """A matrix, or backward its transpose `T`, whose product with another factor is known."""
+    """A matrix, or in the backward pass its transpose `T`, whose product with another factor is
+    known.
+    """
 
     def __init__(self, product: Array) -> None:
         self.T = self

@@ -1,6 +1,4 @@
-"""The passes of the reference engine over a cell whose recurrence is linear: each block of steps is
-one scan.
-"""
+"""Passes of the reference engine over a cell with a linear recurrence, by one scan per block."""
 
 from __future__ import annotations
 
@@ -12,12 +10,12 @@ from xlstm.cells.linear_scan import doubles, scan, scan_bwd
 from xlstm.engines.cell_step import Step
 from xlstm.engines.tape import Gradients, Segment, SegmentTape, swapped
 
-# Products of x of about so many numbers make a block, whose arrays stay in a CPU's cache.
+# About this many numbers of products with x make a block, whose arrays stay in a CPU's cache.
 BLOCK = 1 << 16
 
 
 def blocks(step: Step, segments: Sequence[Segment]) -> Iterator[Segment]:
-    """Yield segments in blocks, which are segments of fewer steps; on a GPU as they are."""
+    """Yield segments in blocks of fewer steps; on a GPU unchanged."""
     for k, n, at in segments:
         size = k if doubles(step.xp) else max(1, BLOCK // max(1, step.G * step.H * n))
         for start in range(0, k, size):
@@ -32,11 +30,11 @@ def forward(step: Step, segment: Segment, zx: Array, h0: Array, y: Array) -> tup
     step : Step
     segment : Segment
     zx : array (G, H, k, n)
-        The products of x.
+        The products with x.
     h0 : array (H, n)
         The state before the first step.
     y : array (N, H)
-        It takes h of every step.
+        h of every step is written to it.
 
     Returns
     -------
@@ -61,8 +59,8 @@ def forward(step: Step, segment: Segment, zx: Array, h0: Array, y: Array) -> tup
 def backward(
     step: Step, tape: SegmentTape, dy: Array | None, dend: Array, gradients: Gradients
 ) -> Array:
-    """Differentiate the steps of a block, and return the gradient of h before the first from that
-    of the last h, `dend`.
+    """Compute the gradients of the steps of a block; return that of h before the first step from
+    `dend`, that of the last h.
     """
     xp = step.xp
     segment = tape.segment
@@ -83,6 +81,8 @@ def _rows(segment: Segment) -> slice:
 
 
 def _ordered(xp: Namespace, a: Array) -> Array:
-    """Return an array whose numbers lie in the order of its axes: a step is together then."""
+    """Return an array whose numbers lie in the order of its axes, so that each step is
+    contiguous.
+    """
     flat = reshape(a, (-1,))
     return reshape(flat, a.shape)

@@ -1,8 +1,7 @@
-"""A folder that only this user can change, and files in it that are read only as they were written.
+"""Read and write files in a folder that only this user can change.
 
-Each file begins with a digest of its name and content, so that a damaged one, or one under
-another's name, counts as absent. A file is read only if it belongs to this user, so folders above
-may be anybody's.
+Each file begins with a digest of its name and content. So a damaged or renamed file counts as
+missing. A file is read only if it belongs to this user, whoever owns the folders above.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def folder(path: Path) -> Path:
-    """Return the folder, made where it is missing, of mode 0700; raise OSError where others may
-    change it.
+    """Return the folder, made with mode 0700 if it is missing; raise OSError if others may change
+    it.
     """
     path.mkdir(0o700, parents=True, exist_ok=True)
-    if os.name != "nt":  # where folders of a user are closed to others by other means
+    if os.name != "nt":  # Windows closes a user's folders to others by other means
         _check(path.stat(), path)
         path.chmod(0o700)
     return path
 
 
 def read(folder: Path, name: str, limit: int) -> bytes | None:
-    """Return the content of a file of at most `limit` bytes, or None if it is missing, not ours, or
-    damaged.
+    """Return the content of a file of at most `limit` bytes, or None if it is missing, damaged, or
+    another user's.
     """
     path = folder / name
     flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, and no pipe
@@ -49,8 +48,8 @@ def read(folder: Path, name: str, limit: int) -> bytes | None:
 
 
 def write(folder: Path, name: str, content: bytes) -> None:
-    """Write a file, whole or not at all, of mode 0600; raise OSError where that cannot be."""
-    # a new name: others may write the same file now
+    """Write a file with mode 0600, whole or not at all; raise OSError if that fails."""
+    # a new name, since others may write the same file now
     handle, temporary = tempfile.mkstemp(".tmp", name, folder)
     try:
         with open(handle, "wb") as file:

@@ -1,9 +1,8 @@
-"""The tape of a forward pass: the values that it keeps, under the same names whatever engine wrote
-them.
+"""The tape of a forward pass: the values that it keeps, under the same names for every engine.
 
-A packed batch is a matrix of rows (N, ...): all of the first step, then all of the second. A step
-has as many rows as there are sequences that long, the longest first. Consecutive steps of equal
-width are a segment.
+A packed batch is a matrix of rows (N, ...): all sequences at the first step, then all at the
+second, and so on. Each step has a row for every sequence that is long enough, the longest first.
+Consecutive steps of equal width are a segment.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from xlstm.arrays.rows import column_sums, per_sequence
 from xlstm.cells.cell import Cell
 from xlstm.engines.cell_step import Step
 
-Widths = Sequence[tuple[int, int]]  # (steps, width) of each segment, widths falling
+Widths = Sequence[tuple[int, int]]  # (steps, width) of each segment, with falling widths
 
 
 class Segment(NamedTuple):
-    """Consecutive steps that equally many sequences have."""
+    """Consecutive steps with equally many sequences."""
 
     k: int  # steps
     n: int  # sequences
@@ -48,7 +47,7 @@ class Segment(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def segments(widths: tuple[tuple[int, int], ...]) -> tuple[Segment, ...]:
-    """Return the segments of a batch that have any sequence."""
+    """Return the segments of a batch that have sequences."""
     segments = []
     at = 0
     for k, n in widths:
@@ -60,16 +59,17 @@ def segments(widths: tuple[tuple[int, int], ...]) -> tuple[Segment, ...]:
 
 @functools.lru_cache(maxsize=64)
 def starts_of(widths: tuple[tuple[int, int], ...]) -> Array:
-    """Return the first row of every step, and the number of rows, (steps + 1,); nobody changes
-    them.
+    """Return the first row of every step, and the number of rows, as an array (steps + 1,) that
+    must not be changed.
     """
     sizes = np.repeat([n for _, n in widths], [k for k, _ in widths])
     return np.append(0, np.cumsum(sizes, dtype=np.int64))
 
 
 def before(xp: Namespace, hs: Array, widths: Widths) -> Array:
-    """Return h before every step, (N, P), from h of the sequences of the first step and then that
-    after every step.
+    """Return h before every step (N, P).
+
+    hs has h of the sequences at the first step, followed by h after every step.
     """
     N = sum(k * n for k, n in widths)
     if len(widths) == 1:
@@ -77,7 +77,7 @@ def before(xp: Namespace, hs: Array, widths: Widths) -> Array:
     starts = starts_of(tuple(widths))
     n = starts[1:] - starts[:-1]
     starts = starts[:-1]
-    # The rows of step t begin in hs where those of step t - 1 do in y.
+    # In hs, the rows of step t begin where in y those of step t - 1 begin.
     back = starts - np.concatenate(([0], starts[:-1] + widths[0][1]))
     return xp.take(
         hs, constants.copied(xp, np.arange(N) - np.repeat(back, n), device_of(hs)), axis=0
@@ -85,9 +85,7 @@ def before(xp: Namespace, hs: Array, widths: Widths) -> Array:
 
 
 def beside(xp: Namespace, arrays: Sequence[Array]) -> Array:
-    """Return columns (H, ...) side by side; where only one array has any, it is returned as it
-    is.
-    """
+    """Return columns (H, ...) side by side; if only one array has any, it is returned unchanged."""
     some = [a for a in arrays if a.shape[1]] or arrays[:1]
     return some[0] if len(some) == 1 else concat(xp, some, 1)
 
@@ -95,8 +93,8 @@ def beside(xp: Namespace, arrays: Sequence[Array]) -> Array:
 def with_idle(
     xp: Namespace, ended: Sequence[Array], state: Sequence[Array], first: int
 ) -> list[Array]:
-    """Return the states after a pass of the `first` sequences that have steps, and behind them
-    those of the others.
+    """Return the final states of the `first` sequences that have steps, followed by the states of
+    the others.
     """
     if state[0].shape[1] == first:
         return list(ended)
@@ -104,24 +102,23 @@ def with_idle(
 
 
 class SegmentTape(NamedTuple):
-    """The values that are kept of the steps of one segment, time first."""
+    """The kept values of the steps of one segment, time first."""
 
     segment: Segment
-    # the states but h, before the first step and after every step, (k + 1, H, n)
+    # the states except h, before the first step and after every step, (k + 1, H, n)
     carry: Sequence[Array]
-    # what the cell saved, arrays (k, rows, H, n) or (k, H, n); None where it is to be made again
+    # the cell's saved arrays (k, rows, H, n) or (k, H, n); None if they have to be computed again
     saved: Any = None
-    # the product of h normalised (k, R, n), and 1 / its deviation, with layer_norm
+    # with layer_norm, the normalised product with h (k, R, n), and 1 / its deviation
     normal: tuple[Array, ...] = ()
     out: tuple[Array, ...] = ()  # h before its projection (k, H, n)
 
 
 class Tape:
-    """The values that a forward pass over one layer and direction keeps for the backward pass and
+    """The values that a forward pass over one layer and direction keeps, for the backward pass and
     for reading.
 
-    It refers to the arrays `x` and `y` of the call: those must not be changed in place before
-    `backward`.
+    It refers to the arrays `x` and `y` of the call. Do not change these in-place before `backward`.
 
     Attributes
     ----------
@@ -129,14 +126,14 @@ class Tape:
     x : array (N, D)
         Packed rows of the input.
     hs : array (n + N, P)
-        h of the n sequences of the first step, then h after every step; where an engine keeps `h0`
-        by itself, the latter alone.
+        h of the n sequences at the first step, then h after every step. If an engine keeps `h0`
+        itself, hs has only h after every step.
     y : array (N, P)
         h after every step.
     kept : list of SegmentTape
-        By segments.
+        The kept values of each segment.
     normal : (array, array) or None
-        Wx x normalised (R, N), and 1 / its deviation, with layer_norm.
+        With layer_norm, the normalised Wx x (R, N) and 1 / its deviation.
     """
 
     def __init__(self, engine: Any, step: Step, widths: Widths, x: Array, h0: Array | None) -> None:
@@ -154,17 +151,17 @@ class Tape:
         self.normal: tuple[Array, Array] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle it without what can be made again."""
+        """Copy and pickle the tape without values that can be computed again."""
         return {name: value for name, value in self.__dict__.items() if name != "h0"}
 
     @cached_property
     def h0(self) -> Array:
-        """h before every step, (N, P), a copy where lengths differ."""
+        """h before every step, (N, P); a copy if lengths differ."""
         return before(self.step.xp, self.hs, self.widths)
 
     @property
     def passed(self) -> Array:
-        """h before every step as the recurrent weight takes it, with the mask of recurrent dropout,
+        """h before every step as the recurrent weight gets it, with the mask of recurrent dropout,
         (N, P).
         """
         drop = self.step.masks.drop
@@ -185,18 +182,16 @@ class Tape:
 
     @property
     def product(self) -> Array:
-        """The product of h of every step, normalised, (N, R)."""
+        """The normalised product with h at every step, (N, R)."""
         return self.rows(lambda kept: kept.normal[0], (self.step.R,))
 
     @property
     def segments(self) -> list[SegmentTape]:
-        """The kept values by segments; those of the cell are made again where they were not
-        kept.
-        """
+        """The kept values by segments; values of the cell that were not kept are computed again."""
         return [self.complete(segment_tape) for segment_tape in self.kept]
 
     def complete(self, kept: SegmentTape) -> SegmentTape:
-        """Rematerialise what the cell saved, from the states before every step, which needs no
+        """Compute the cell's saved values again from the states before every step, without a
         loop.
         """
         if kept.saved is not None:
@@ -216,8 +211,8 @@ class Tape:
         return kept._replace(saved=swapped(xp, saved))
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
-        """Return the products a @ b of matrices, each over all steps; gradients of weights are such
-        products.
+        """Return the products a @ b of pairs of matrices over all steps, such as gradients of
+        weights.
         """
         return [product(self.step.xp, a, b) for a, b in pairs]
 
@@ -229,9 +224,9 @@ class Tape:
         pairs: dict[str, tuple[Array, Array]],
         factor: Array | None = None,
     ) -> None:
-        """Add the sum of d (R, N), or of d times a factor, over all steps to `grads`, or the
-        factors of the product that is this sum to `pairs`, for `products`: whichever takes less
-        time.
+        """Add the sum of d (R, N), or of d times a factor, over all steps to `grads`.
+
+        If a product is faster, put its two factors into `pairs` instead, for `products`.
         """
         xp = self.step.xp
         together = per_sequence.get() is None
@@ -245,8 +240,8 @@ class Tape:
             pairs[name] = d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d))
 
     def gates(self) -> Array:
-        """Return the value of every gate at every step, in the order of the cell's GATES, (N, G,
-        H).
+        """Return the value of every gate at every step, (N, G, H), in the order of the cell's
+        GATES.
         """
         step = self.step
         xp = step.xp
@@ -256,8 +251,8 @@ class Tape:
         )
 
     def retained(self) -> Array | None:
-        """Return the share of the old state that each unit keeps at every step, (N, H), or None
-        without one.
+        """Return the share of the old state that each unit keeps at every step, (N, H), or None if
+        the cell has no such share.
         """
         step = self.step
         xp = step.xp
@@ -290,21 +285,21 @@ class Tape:
 
 
 class Gradients:
-    """The gradients of every step that backward finds, as columns (rows, N).
+    """The gradients of every step in a backward pass, as columns (rows, N).
 
     Attributes
     ----------
     arrays : dict of str to array
-        "zx", by the product of x; "zh", by the product of h with its normalisation and bias, where
-        that is another one; "a", by the product of h alone, with layer_norm; "out", by h before its
-        projection.
+        Gradients with respect to: "zx", the product with x; "zh", the product with h after
+        normalisation and bias, if that gradient differs; "a", with layer_norm, the product with h
+        alone; "out", h before its projection.
     """
 
     def __init__(self, tape: Tape) -> None:
         self.xp = tape.step.xp
         self.like = tape.x
         self.N = tape.x.shape[0]
-        # of one sequence a step is one column: stored as a row it lies together
+        # a step of one sequence is a column: stored as a row it is contiguous
         self.flat = tape.first == 1
         self.arrays: dict[str, Array] = {}
 
@@ -322,16 +317,18 @@ class Gradients:
         return gradient
 
     def put_products(self, rows: slice, dzx: Array, dzh: Array) -> Array:
-        """Keep the gradients of both products, and return that of the product of h."""
+        """Keep the gradients with respect to both products, and return the one with respect to the
+        product with h.
+        """
         dz = self.put("zx", rows, dzx)
         return dz if dzh is dzx else self.put("zh", rows, dzh)
 
 
 def swapped(xp: Namespace, saved: Any) -> Any:
-    """Return the arrays that a cell saved as `swap` does."""
+    """Return the saved arrays of a cell, each after `swap`."""
     return saved._make(None if a is None else swap(xp, a) for a in saved)
 
 
 def swap(xp: Namespace, array: Array) -> Array:
-    """View (k, G, H, n) as (G, k, H, n), and the reverse; (k, H, n) stays as it is."""
+    """Return a view of (k, G, H, n) as (G, k, H, n), or the reverse; (k, H, n) stays unchanged."""
     return array if array.ndim == 3 else xp.permute_dims(array, (1, 0, 2, 3))

@@ -1,8 +1,8 @@
-"""The common part of all estimators: parameters as fields, checks, scikit-learn's conventions,
-training and files.
+"""The common base of all estimators: parameters, their checks, scikit-learn's conventions, training
+and files.
 
-A subclass is a dataclass whose fields are its parameters. The constructor stores them as they are,
-and `fit` checks them by `CHECKS`. Results of `fit` have names with an underscore at their end.
+A subclass is a dataclass whose fields are its parameters. The constructor stores them unchanged,
+and `fit` checks them by `CHECKS`. Names of results of `fit` end with an underscore.
 """
 
 import functools
@@ -37,14 +37,14 @@ from xlstm.training import (
 )
 from xlstm.training.schedules import cosine
 
-CANDIDATES = ("linear", "smoothing", "theta", "network")  # that a forecaster chooses from
+CANDIDATES = ("linear", "smoothing", "theta", "network")  # methods of a forecaster
 AnyPath = str | os.PathLike[str]
-# metadata, inputs by name, and a formula: what `for_export` returns
+# the results of `for_export`: metadata, inputs by name, and a formula
 Export = tuple[dict[str, str], dict[str, Any], Callable[..., Any] | None]
 
 
 def _class_weight(where: str, name: str, value: Any) -> Any:
-    """Check None, "balanced", or a dict of weights by label; a file has the pairs of one."""
+    """Check None, "balanced", or a dict of weights by label; a file holds the dict as pairs."""
     if value is None or (isinstance(value, str) and value == "balanced"):
         return value
     try:
@@ -61,7 +61,7 @@ def _class_weight(where: str, name: str, value: Any) -> Any:
 
 
 def _candidates(where: str, name: str, value: Any) -> tuple[str, ...]:
-    """Check names of candidates of a forecaster."""
+    """Check a list of methods of a forecaster."""
     expected = f"some of {', '.join(CANDIDATES)}"
     names = tuple(checks.several(where, name, value, expected, checks.choice(CANDIDATES)))
     if not names:
@@ -69,8 +69,8 @@ def _candidates(where: str, name: str, value: Any) -> tuple[str, ...]:
     return names
 
 
-# The checks of parameters. A name means the same in every estimator; those that are not here are
-# checked by their use.
+# The checks of parameters. A name means the same in every estimator. Parameters without an entry
+# are checked when they are used.
 CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(
         ("horizon", "hidden_size", "embedding_size", "batch_size", "length", "min_count"),
@@ -108,20 +108,23 @@ CHECKS: dict[str, checks.Kind] = {
     "weight_decay": checks.non_negative,
     "window": checks.optional(checks.whole(2, checks.LARGEST)),
 }
-# parameters that `training.train` is given as they are
+# parameters that are passed to `training.train` unchanged
 OF_TRAIN = ("callbacks", "checkpoints", "resume", "graph")
-# Parameters that no file keeps: those of a run, and the tokens of a text, whose codec is in the
-# file itself.
+# Parameters that no file keeps: they belong to one run. The file has a codec in place of `tokens`.
 RUN = ("backend", "callbacks", "checkpoints", "every", "graph", "resume", "tokens", "warm_start")
 
 
 class NotFittedError(ValueError, AttributeError):
-    """An estimator is used before it is fitted."""
+    """An estimator was used before `fit`.
+
+    It is a ValueError and an AttributeError. If scikit-learn is imported, it is also scikit-learn's
+    NotFittedError.
+    """
 
 
 @functools.cache
 def _both(theirs: type[Exception]) -> type[Exception]:
-    """Return a NotFittedError that is that of scikit-learn, too."""
+    """Return a class that is both our NotFittedError and that of scikit-learn."""
     members = {
         "__module__": NotFittedError.__module__,
         "__reduce__": lambda error: (_not_fitted, error.args),
@@ -130,13 +133,13 @@ def _both(theirs: type[Exception]) -> type[Exception]:
 
 
 def _not_fitted(problem: str) -> Exception:
-    """Return a NotFittedError, which is that of scikit-learn, too, where scikit-learn is in use."""
+    """Return a NotFittedError; if scikit-learn is imported, it is also scikit-learn's."""
     theirs = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", None)
     return (NotFittedError if theirs is None else _both(theirs))(problem)
 
 
 class Estimator:
-    """The base of estimators."""
+    """The base of all estimators: parameters, their checks and scikit-learn's conventions."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     KIND: ClassVar[str] = ""  #: the kind of its files
@@ -144,16 +147,16 @@ class Estimator:
     _kind: ClassVar[str] = ""
     # scikit-learn's names for the kinds of X
     _takes: ClassVar[tuple[str, ...]] = ("two_d_array", "three_d_array")
-    _arrays: ClassVar[tuple[str, ...]] = ()  # arrays of float64 that `fit` found, for files
-    # other things that `fit` found, for files, and their checks
+    _arrays: ClassVar[tuple[str, ...]] = ()  # results of `fit` for files: arrays of float64
+    # other results of `fit` for files, and their checks
     _facts: ClassVar[dict[str, checks.Kind]] = {}
     backend: Any
     params_: Params
-    __eq__ = object.__eq__  # not that of a dataclass among the bases
+    __eq__ = object.__eq__  # not the comparison of a dataclass among the bases
     __hash__ = object.__hash__
 
     def __post_init__(self) -> None:
-        """Leave the parameters as they are; `fit` checks them."""
+        """Leave the parameters unchanged; `fit` checks them."""
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters of the constructor.
@@ -161,11 +164,12 @@ class Estimator:
         Parameters
         ----------
         deep : bool
-            It makes no difference here; `sklearn` gives it.
+            It makes no difference; scikit-learn passes it.
 
         Returns
         -------
-        dict
+        dict of str to object
+            The value of each parameter.
         """
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
@@ -174,17 +178,18 @@ class Estimator:
 
         Parameters
         ----------
-        params : dict
+        params : dict of str to object
+            New values by name; `fit` checks them.
 
         Returns
         -------
         Estimator
-            Itself.
+            The estimator itself.
 
         Raises
         ------
         ValueError
-            There is no such parameter.
+            A name is not a parameter.
         """
         names = self.get_params()
         for name in params.keys() - names.keys():
@@ -203,7 +208,9 @@ class Estimator:
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __getattr__(self, name: str) -> Any:
-        """Raise NotFittedError for a result of `fit` that is not there."""
+        """Raise NotFittedError for a result of `fit` before `fit`, and AttributeError for any other
+        name.
+        """
         if name.endswith("_") and not name.startswith("_") and not self.__sklearn_is_fitted__():
             raise _not_fitted(
                 f"{type(self).__name__}: not fitted yet, call fit first; there is no {name}"
@@ -211,11 +218,11 @@ class Estimator:
         raise AttributeError(f"{type(self).__name__}: there is no attribute {name}")
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Return whether `fit` has found parameters."""
+        """Return whether the estimator is fitted."""
         return "params_" in vars(self)
 
     def __sklearn_tags__(self) -> Any:
-        """Return what scikit-learn, which calls this, is to know of the estimator."""
+        """Return the tags of the estimator for scikit-learn."""
         from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
 
         return Tags(
@@ -234,7 +241,7 @@ class Estimator:
         )
 
     def checked(self) -> dict[str, Any]:
-        """Return the parameters as plain values; raise ValueError or TypeError where one is out of
+        """Return the parameters as plain values; raise ValueError or TypeError if one is out of
         range.
         """
         where = type(self).__name__
@@ -244,8 +251,11 @@ class Estimator:
         }
 
     def _become(self, stop: BaseException | None = None, **results: Any) -> Self:
-        """Take the results of a fit, None for those that are not there, and raise the signal that
-        ended it, if one did; a fit that fails takes none of them.
+        """Store the results of a fit, then raise `stop`, the signal that ended the fit, if there is
+        one.
+
+        Results that are None are removed, so that none is left of an earlier fit. A fit that fails
+        does not come here, and changes nothing.
         """
         for name in ("data_", *results):
             vars(self).pop(name, None)
@@ -256,25 +266,27 @@ class Estimator:
 
 
 class FiledEstimator(Estimator):
-    """An estimator that is kept in a safetensors file: its weights, its parameters, and what else
-    `fit` found.
+    """An estimator that a safetensors file keeps: its weights, its parameters, and other results of
+    `fit`.
     """
 
-    data_: str | None = None  #: the digest of the file that the command line has trained it on
+    data_: str | None = None  #: digest of the file that the command line trained on
 
     def save(self, path: AnyPath) -> None:
-        """Write weights, parameters and all else that `fit` found to a safetensors file, whole or
-        not at all.
+        """Write the weights, the parameters and all other results of `fit` to a safetensors file.
+
+        The file is written whole or not at all.
 
         Parameters
         ----------
         path : path
+            The file, which is replaced if it exists.
 
         Raises
         ------
         ValueError
-            It is not fitted yet, or holds what no file can hold, such as dates as labels of
-            classes.
+            The estimator is not fitted, or holds a value that no file can hold, such as dates as
+            labels of classes.
         OSError
             The file cannot be written.
         """
@@ -292,11 +304,12 @@ class FiledEstimator(Estimator):
     @classmethod
     @reading.brief()
     def load(cls, path: AnyPath, backend: str | Backend | None = None) -> Self:
-        """Read a file that `save` wrote.
+        """Read an estimator from a file that `save` wrote.
 
         Parameters
         ----------
         path : path
+            The file.
         backend : str or Backend, optional
             As for `xlstm.backend`, by default "auto".
 
@@ -307,7 +320,7 @@ class FiledEstimator(Estimator):
         Raises
         ------
         OSError, ValueError
-            There is no such file, or it is not that of such an estimator.
+            The file does not exist, is damaged, or holds another kind of estimator.
         """
         arrays, config = checkpoint.load(path, cls.KIND)
         try:
@@ -325,7 +338,7 @@ class FiledEstimator(Estimator):
                 **{name: kind("facts", name, facts.get(name)) for name, kind in cls._facts.items()},
                 **{name: array_of(fitted, name) for name in cls._arrays},
             )
-            # takes what `_fitted` returned, makes the model, and checks all else
+            # makes the model from the results of `_fitted`, and checks all else
             estimator.params_ = estimator._restore(fitted)
             estimator.data_ = checks.optional(checks.text)("file", "data", tree.get("data"))
         except (TypeError, ValueError) as error:
@@ -335,37 +348,38 @@ class FiledEstimator(Estimator):
         return estimator
 
     def for_export(self, lengths: bool) -> Export:
-        """Return what files of ONNX and of C have beside the network.
+        """Return the metadata, inputs and formula that an exported file (ONNX or C) has beside the
+        network.
 
         Parameters
         ----------
         lengths : bool
-            Whether there is an input of lengths.
+            Whether the file has an input of lengths.
 
         Returns
         -------
         about : dict of str to str
             Metadata of the file.
         inputs : dict of str to (shape, dtype)
-            The inputs; open sizes are "batch" and "time".
+            Inputs by name; sizes that stay open are "batch" and "time".
         formula : callable or None
-            `formula(xp, run, *inputs) -> outputs` by name, where `run(x, lengths=None)` is the
-            network; None where the network stands alone.
+            `formula(xp, run, *inputs)` returns the outputs by name, and calls the network as
+            `run(x, lengths=None)`. None if the file holds the network alone.
         """
         facts = {name: json.dumps(_plain(getattr(self, name, None))) for name in self._facts}
         return {"kind": self.KIND, **facts}, {}, None
 
     def _settings(self) -> dict[str, Any]:
-        """Return the parameters that a file keeps, and those of `RUN`."""
+        """Return the parameters for a file, and those in `RUN`, which `save` leaves out."""
         return self.checked()
 
     def _fitted(self) -> dict[str, Any]:
-        """Return the arrays that a file keeps, as a tree."""
+        """Return the arrays for a file, as a tree."""
         arrays = {name: np.asarray(getattr(self, name), np.float64) for name in self._arrays}
         return {"params": self.params_, **arrays}
 
     def _weights(self, fitted: Mapping[str, Any]) -> Params:
-        """Return the weights of a file on the backend; raise unless they are those of the model."""
+        """Return the weights of a file on the backend; raise if they do not fit the model."""
         params = subtree(fitted, "params")
         self.model_.check(params)
         home = backend_of(self.backend, self.dtype)
@@ -375,7 +389,7 @@ class FiledEstimator(Estimator):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class SeriesEstimator(Estimator):
-    """The name of a series, and the columns of tables, of estimators that forecast."""
+    """A base for forecasters: the name of a series, and the roles of the columns of a table."""
 
     _takes = ("one_d_array",)  # rows of a table are steps, not samples
     name: str = ""
@@ -385,20 +399,22 @@ class SeriesEstimator(Estimator):
     series_id: str | None = None
 
     def roles(self) -> Roles:
-        """Return the columns of tables by role, checked."""
+        """Return the columns of tables by role; raise if they are not valid."""
         static = getattr(self, "static", None)
         return Roles(self.targets, self.past, self.future, static, self.series_id).checked(
             type(self).__name__
         )
 
     def _names(self) -> list[str]:
-        """Return the names of the targets of the table that it was fitted to, if it was."""
+        """Return the names of the targets, if `fit` was given a table, else an empty list."""
         return list(vars(self).get("feature_names_in_", ()))
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class NetworkEstimator(FiledEstimator):
-    """The parameters of estimators that are one network, of a cell that is named."""
+    """A base for estimators that are one network, with the parameters of its cell and its
+    training.
+    """
 
     cell: str = "lstm"
     hidden_size: int = 96
@@ -422,8 +438,8 @@ class NetworkEstimator(FiledEstimator):
     graph: bool | str = "auto"
 
     def _check_warm_start(self, before: Any, layer: Any) -> None:
-        """Raise ValueError unless `layer`, which the parameters make now, can go on from the
-        weights of `before`.
+        """Raise ValueError unless `layer`, made from the current parameters, can continue from the
+        weights of the layer `before`.
         """
         if type(before) is not type(layer) or before.shapes != layer.shapes:
             raise ValueError(
@@ -435,12 +451,12 @@ class NetworkEstimator(FiledEstimator):
 def learn(
     settings: Any, model: Any, params: Params, data: Batches, home: Backend, **options: Any
 ) -> tuple[Trained, Interrupted | Terminated | None]:
-    """Train with AdamW by the parameters learning_rate, weight_decay, clip, averaging, seed and
-    precision; return the result, and the signal that ended training, which the caller raises once
-    it has stored the result.
+    """Train with AdamW; return the result, and the signal that ended training, if any.
 
-    With a `schedule` of "cosine" the learning rate goes down to a tenth in `settings.steps` steps.
-    The further options are those of `training.train`; those of `OF_TRAIN` are parameters, too.
+    The caller stores the result first and then raises the signal. `settings` has learning_rate,
+    weight_decay, clip, averaging, seed and precision. With a `schedule` of "cosine" the learning
+    rate falls to a tenth in `settings.steps` steps. Further options are those of `training.train`;
+    those in `OF_TRAIN` are also parameters of estimators.
     """
     mixed, context = precisions.named(settings.precision, home)
     rate: Any = settings.learning_rate
@@ -457,19 +473,19 @@ def learn(
 
 
 def names_array(names: Sequence[str] | None) -> Host | None:
-    """Return names as an array, as scikit-learn has them; None where there are none."""
+    """Return names as an array, as scikit-learn keeps them; None if there are none."""
     return np.array(names, dtype=object) if names else None
 
 
 def column_names(where: str, name: str, value: Any) -> Host | None:
-    """Check names of columns, or None where there was no table."""
+    """Check names of columns; None means that there was no table."""
     if value is None:
         return None
     return names_array(checks.several(where, name, value, "names of columns", checks.text))
 
 
 def errors_by_name(where: str, name: str, value: Any) -> dict[str, float] | None:
-    """Check errors of candidates by their names, or None where there are none."""
+    """Check errors of candidates by name; None means that there are none."""
     expected = "an object of names to numbers"
     errors = checks.optional(checks.instance(dict, expected))(where, name, value)
     return errors and {
@@ -478,13 +494,15 @@ def errors_by_name(where: str, name: str, value: Any) -> dict[str, float] | None
 
 
 def subtree(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a part of the tree of a file that has names; raise unless it is there."""
+    """Return a named part of a file's tree; raise if it is missing."""
     part: dict[str, Any] = checks.instance(dict, "an object")("file", name, tree.get(name))
     return part
 
 
 def array_of(tree: Mapping[str, Any], name: str, shape: checks.Dims | None = None) -> Host:
-    """Return an array of float64 of the tree of a file; raise unless it is there in this shape."""
+    """Return an array of float64 from a file's tree; raise if it is missing or has another
+    shape.
+    """
     array: Any = tree.get(name)
     if getattr(array, "dtype", None) != np.float64:
         raise TypeError(f"{name} is {checks.shown(array)}, expected an array of float64")
@@ -501,7 +519,7 @@ def positive(name: str, array: Host) -> Host:
 
 
 def bytes_of(tree: Mapping[str, Any], name: str) -> bytes:
-    """Return bytes of the tree of a file; raise unless they are there."""
+    """Return bytes from a file's tree; raise if they are missing."""
     content: Any = tree.get(name)
     if getattr(content, "dtype", None) != np.uint8:
         raise ValueError(f"{name} is {checks.shown(content)}, expected an array of bytes")
@@ -509,8 +527,9 @@ def bytes_of(tree: Mapping[str, Any], name: str) -> bytes:
 
 
 def _unpacked(arrays: dict[str, Host], config: dict[str, Any]) -> dict[str, Any]:
-    """Return the tree of a file, also of one whose arrays lie under their names without a tree,
-    where names with a dot are those of weights.
+    """Return the tree of a file.
+
+    A file without a tree has its arrays under their own names; a name with a dot is then a weight.
     """
     if "tree" not in config:
         weights = {name: array for name, array in arrays.items() if "." in name}
@@ -520,5 +539,5 @@ def _unpacked(arrays: dict[str, Host], config: dict[str, Any]) -> dict[str, Any]
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it, if it can."""
+    """Return a value in a form that JSON can hold, if there is one."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

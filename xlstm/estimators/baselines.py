@@ -9,14 +9,12 @@ from xlstm.data.host import Values
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators.series_scaling import FAR, Origins
 
-BLOCK = 1 << 11  # rows of a least-squares problem that are in memory at once
-CHUNK = 4096  # windows that are looked at at once
+BLOCK = 1 << 11  # rows of a least-squares problem in memory at a time
+CHUNK = 4096  # windows in memory at a time
 
 
 def mean(values: Values) -> Values:
-    """Return the mean over the first axis, of the values that are there; NaN where there are
-    none.
-    """
+    """Return the mean over the first axis of all values but NaN; NaN if there are none."""
     there = ~np.isnan(values)
     total = np.sum(np.where(there, values, 0.0), axis=0)
     with np.errstate(invalid="ignore"):  # 0 / 0
@@ -25,15 +23,14 @@ def mean(values: Values) -> Values:
 
 
 def seasonal(values: Values, season: int, horizon: int, at: Origins) -> Values:
-    """Repeat the values of the last season before each position, (N, horizon, C); with a season of
-    1 it is the last value.
+    """Repeat the values of the last season before each position, (N, horizon, C); a season of 1 is
+    the last value.
     """
     ahead = np.arange(horizon)
     return values[np.maximum(at[:, None] - season + ahead % season, 0)]
 
 
-# The systems are small: threads of BLAS would mostly wait for each other, long where the cores have
-# other work.
+# The systems are small: threads of BLAS would mostly wait for each other, for long on busy cores.
 @cores.one_thread()
 def autoregression(
     bridged: Values, values: Values, order: int, horizon: int, at: Origins
@@ -41,9 +38,10 @@ def autoregression(
     """Forecast (N, horizon, C) from the `order` values before each position and a constant, by
     least squares.
 
-    Each column and each step ahead has coefficients of its own, from `numpy.linalg.lstsq` on all
-    that comes before the first position, in the triangular form that QR decompositions of blocks of
-    rows bring it to. `bridged` are the values without gaps; a gap (NaN) in `values` is no target.
+    Each column and each step ahead has its own coefficients. They are fitted with
+    `numpy.linalg.lstsq` to all rows before the first position, which QR decompositions of blocks of
+    rows reduce to a triangular system. `bridged` has the values with gaps filled. A gap (NaN) in
+    `values` is never a target.
     """
     forecast = np.empty((len(at), horizon, bridged.shape[1]))
     for h, c in np.ndindex(forecast.shape[1:]):
@@ -62,8 +60,8 @@ def autoregression(
 
 
 def targets(series: TimeSeries, origins: Origins, horizon: int, stop: int) -> Values:
-    """Return the values (M, H, C) after each origin; NaN from row `stop` on, and where one is
-    missing.
+    """Return the values (M, H, C) after each origin; NaN from row `stop` on, and for missing
+    values.
     """
     rows = origins[:, None] + np.arange(horizon)
     stop = min(stop, len(series.values))
@@ -73,9 +71,7 @@ def targets(series: TimeSeries, origins: Origins, horizon: int, stop: int) -> Va
 
 
 def changes(series: TimeSeries, origins: Origins, horizon: int, stop: int, units: Values) -> Values:
-    """Return by how much `targets` differ from the last value before each origin, in units, within
-    sane limits.
-    """
+    """Return `targets` minus the last value before each origin, in units, within sane limits."""
     differences = targets(series, origins, horizon, stop)
     differences -= series.known[origins - 1, None]
     differences /= units

@@ -1,4 +1,4 @@
-"""Several forecasters of one series, compared on forecasts from the same rolling origins."""
+"""Compare several forecasters on one series, by forecasts from the same rolling origins."""
 
 from __future__ import annotations
 
@@ -31,32 +31,33 @@ STATISTICAL = {
     "ARIMA": "AutoARIMA",
     "Theta": "AutoTheta",
 }
-LONGEST_SEASON = {"ETS": 24, "ARIMA": 24}  # ETS has no more states, and ARIMA would take minutes
-RETURNED = "mean", "lo-80", "hi-80"  # what forward of a model of statsforecast returns, by name
+LONGEST_SEASON = {"ETS": 24, "ARIMA": 24}  # the limit of ETS; ARIMA would take minutes
+RETURNED = "mean", "lo-80", "hi-80"  # results of `forward` of a statsforecast model
 LINEAR = "linear"
 BUILT_IN = (LINEAR, *STATISTICAL)
 HEADS = ("model", "RMSE", "MAE", "MASE", "80 % covers", "width", "seconds")
 
-# seconds of the fit, means (M, H) and the bounds of 80 % intervals
+# seconds of the fit, means (M, H), and the bounds of 80 % intervals
 Forecast = tuple[float, Values, Values, Values]
 
 
 class ModelScore(NamedTuple):
-    """How good the forecasts of one model are, in the units of the series.
+    """Errors of the forecasts of one model, in the units of the series.
 
     Attributes
     ----------
     rmse, mae : float
         Root mean square error and mean absolute error over all forecasts and steps.
     mase : float
-        The mean absolute error, divided by that of repeating the last season, or the last value
-        without one, one step ahead where the models are fitted (Hyndman & Koehler 2006).
+        Mean absolute scaled error: the mean absolute error, divided by `Comparison.scale` (Hyndman
+        & Koehler 2006).
     coverage, width : float
-        The share of values within the 80 % interval, and its mean width; NaN where the model has no
-        quantiles 0.1 and 0.9.
+        The share of values within the 80 % interval, from 0 to 1, and the mean width of the
+        interval. NaN if the model has no quantiles 0.1 and 0.9.
     seconds : float
-        The time of the fit.
+        Time of the fit, in seconds.
     forecasts : array (M, H)
+        The mean forecasts.
     """
 
     rmse: float
@@ -70,19 +71,22 @@ class ModelScore(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Scores of several models on the same forecasts; it prints as a table, the least RMSE first.
+    """Scores of several models on the same forecasts; it prints as a table, the smallest RMSE
+    first.
 
     Attributes
     ----------
     scores : dict of str to ModelScore
+        The score of each model by its name.
     season : int
         Steps of the season; 1 for none.
     scale : float
-        The error that `ModelScore.mase` is measured by.
+        The mean absolute error of the naive forecast one step ahead, over the rows that models are
+        fitted to. It repeats the last season, or the last value if there is no season.
     at : array (M,)
-        Positions of the first value of each forecast, among the rows from the first value on.
+        Positions of the first value of each forecast, counted from the first value of the series.
     truth : array (M, H)
-        The values that are forecast.
+        The observed values for each forecast.
     """
 
     scores: dict[str, ModelScore]
@@ -112,8 +116,8 @@ class Comparison:
 
     @property
     def errors(self) -> dict[str, Values]:
-        """Root mean square errors (H,) of each model by steps ahead, as `plots.forecast_errors`
-        draws them.
+        """Root mean square errors (H,) of each model by steps ahead, for
+        `plots.forecast_errors`.
         """
         return {
             name: np.sqrt(baselines.mean((score.forecasts - self.truth) ** 2))
@@ -131,27 +135,30 @@ def compare(
 ) -> Comparison:
     """Compare several forecasters on a series.
 
-    Each is fitted once to the first 80 % of it, and forecasts from up to 30 later rows, without
-    another fit. A forecast from a row sees all values before it.
+    Each model is fitted once, to the first 80 % of the series. It then forecasts from up to 30
+    later rows without another fit. A forecast from a row sees all values before that row.
 
     Parameters
     ----------
     series : array (N,), Series, or table of one column beside its dates
-        A gap is NaN. Models that are not of this library see it bridged by the value before it.
+        NaN marks a gap. Models of other libraries see it filled with the value before it.
     models : dict of str to model, or list of str
-        By its name each a `Forecaster` or `ZeroShotForecaster`, of which a copy with this horizon
-        is fitted; a model that has `fit(y)` and `forward(y, h, level=[80])`, as most of
-        statsforecast have; or the name of a built-in one: "linear" is a `Forecaster` with that
-        candidate alone, and "seasonal naive", "ETS", "ARIMA" and "Theta" are those of statsforecast
-        with automatic choice. A list has names of built-in ones.
+        Models by name, or a list of names of built-in models. A model is one of these:
+
+        - a `Forecaster` or a `ZeroShotForecaster`, of which a copy with this horizon is fitted;
+        - a model with `fit(y)` and `forward(y, h, level=[80])`, as most models of statsforecast
+          have;
+        - "linear", a built-in `Forecaster` with the candidate "linear" alone;
+        - "seasonal naive", "ETS", "ARIMA" or "Theta", built-in models of statsforecast with
+          automatic choice.
     horizon : int
-        Steps ahead.
+        Steps ahead of each forecast.
     dates : array (N,), optional
-        Rising dates of an array, which forecasters of this library look at.
+        Rising dates of the rows of an array, for the forecasters of this library.
     season : int, tuple of two int, or "auto"
-        Steps of a season, or of two, of which the shorter one counts, for built-in models and for
-        the mean absolute scaled error; 0 for none. With "auto" it is found where the models are
-        fitted. ETS and ARIMA are fitted without a season of more than 24 steps.
+        Steps of the season, for built-in models and for the mean absolute scaled error; 0 for none.
+        If you give two seasons, the shorter one counts. With "auto", the season is found in the
+        first 80 %. ETS and ARIMA are fitted without a season if it has more than 24 steps.
 
     Returns
     -------
@@ -160,10 +167,10 @@ def compare(
     Raises
     ------
     ImportError
-        The package statsforecast is not installed, and a name stands for one of its models.
+        A name stands for a model of statsforecast, and statsforecast is not installed.
     ValueError, TypeError
-        A model is unknown or none, or the series is not one of one target, or too short; or what a
-        model raises, with a note that names it.
+        A model is unknown or is not a model. The series has several targets, is several series, or
+        is too short. A model raised an error, which has a note with the model's name.
 
     Examples
     --------
@@ -215,7 +222,7 @@ def compare(
 
 
 def _one_series(series: Any, dates: Any) -> TimeSeries:
-    """Return a series of one target, with the calendar of its dates, if it has some."""
+    """Return a series of one target, with the calendar of its dates, if it has dates."""
     if isinstance(series, Series):
         series, dates = series.values, series.calendar
     panel = Panel.of("compare", series, Covariates(dates=dates), Roles().checked("compare"))
@@ -229,7 +236,7 @@ def _one_series(series: Any, dates: Any) -> TimeSeries:
 
 
 def _model(name: str, model: Any, horizon: int, season: int) -> Any:
-    """Return a model that is not fitted; raise where there is none."""
+    """Return a model that is not fitted yet; raise if `model` is none."""
     if isinstance(model, SeriesEstimator):
         return type(model)(**model.get_params() | {"horizon": horizon})
     if isinstance(model, str) and model in STATISTICAL:
@@ -253,7 +260,7 @@ def _model(name: str, model: Any, horizon: int, season: int) -> Any:
 
 
 def _of_estimator(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Forecast:
-    """Fit an estimator and forecast."""
+    """Fit an estimator of this library, and return its forecasts."""
     values = [series.values[:end, 0] for end in at]
     dates = None
     if series.calendar is not None:
@@ -273,7 +280,9 @@ def _of_estimator(model: Any, series: TimeSeries, at: Origins, horizon: int) -> 
 
 
 def _of_model(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Forecast:
-    """Fit a model of statsforecast and forecast; its parameters stay those of the fit."""
+    """Fit a model of statsforecast once, and return its forecasts with the parameters of that
+    fit.
+    """
     begin = time.perf_counter()
     model.fit(series.known[: at[0], 0])
     seconds = time.perf_counter() - begin
@@ -285,9 +294,7 @@ def _of_model(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Fore
 
 
 def _row(result: Any, key: str, horizon: int) -> Values:
-    """Return one array (H,) of those that the method forward of a model returned; raise where it is
-    not there.
-    """
+    """Return one array (H,) from the results of a model's `forward`; raise if it is missing."""
     returned = result if isinstance(result, Mapping) else {}
     if key not in returned:
         names = checks.few(map(str, returned)) or checks.shown(result)

@@ -1,4 +1,4 @@
-"""How good forecasts are, beside those of baselines."""
+"""Errors of forecasts, and of baselines on the same rows."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ from xlstm.estimators.fitting import parts_of
 from xlstm.estimators.intervals import error_rows
 from xlstm.estimators.predictor import Predictor
 
-ROWS = 12  # of a score that is printed, at most
-AR_ORDER = 24  # coefficients of the linear autoregression that models are compared with
+ROWS = 12  # most rows of a printed score
+AR_ORDER = 24  # coefficients of the linear autoregression among the baselines
 
 
 class Errors(NamedTuple):
-    """Errors of one method by steps ahead, (horizon,), or (horizon, C) for several targets.
+    """Errors of one method by steps ahead: (horizon,), or (horizon, C) for C targets.
 
     Attributes
     ----------
     rmse, mae : array
-        In the series' own units.
+        Root mean square error and mean absolute error, in the series' own units.
     mase : array
-        The mean absolute error, divided by that of repeating the last season, or the last value
-        where there is no season, one step ahead before the test part (Hyndman & Koehler 2006).
+        Mean absolute scaled error: the mean absolute error, divided by that of a naive forecast one
+        step ahead in the rows before the test part (Hyndman & Koehler 2006). The naive forecast
+        repeats the last season, or the last value if there is no season.
     smape : array
-        Per cent; twice the error divided by the sum of the forecast's size and the truth's.
+        Symmetric mean absolute percentage error, in per cent: twice the error, divided by the sum
+        of the absolute values of forecast and truth.
     rmsse : array
-        The root mean square error, where each error is divided by the root mean square error of the
-        same naive forecasts of its series (Makridakis et al. 2022), so that no series counts for
+        Root mean square scaled error (Makridakis et al. 2022): each error is divided by the root
+        mean square error of the same naive forecast of its series. So a series does not count for
         more because its level is higher.
     """
 
@@ -50,9 +52,9 @@ class Errors(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """Forecasts of the test part and their errors, in the series' own units.
+    """Forecasts of the test part of series, and their errors in the series' own units.
 
-    Arrays by steps ahead are (horizon,), or (horizon, C) for several targets.
+    Arrays by steps ahead are (horizon,), or (horizon, C) for C targets.
 
     Attributes
     ----------
@@ -62,29 +64,31 @@ class Score:
     order : int
         Coefficients of the autoregression.
     points : int
-        Values forecast one step ahead that are there to compare with.
+        Number of observed values that forecasts one step ahead are compared with.
     at : array (N,)
         Positions of the first value of each forecast.
     forecasts : array (N, horizon) or (N, horizon, C)
-        Those of the model.
+        Forecasts of the model.
     season : int
-        Steps of the season; 0 for none, and then `seasonal` repeats the last value.
+        Steps of the season. If it is 0, there is none, and `seasonal` repeats the last value.
     errors : dict of str to Errors
-        Those of "model", "persistence", "autoregression" and "seasonal".
+        Errors of "model", "persistence", "autoregression" and "seasonal".
     quantiles : array (N, horizon, Q) or (N, horizon, C, Q)
-        Those of the model, calibrated by errors that were known when the forecast was made.
+        Quantiles of the model, calibrated with the errors that were known at the time of each
+        forecast.
     crps : array
-        Continuous ranked probability scores, from the quantiles; NaN without any.
+        Continuous ranked probability scores of the quantiles, in the series' own units; NaN if
+        there are no quantiles.
     coverage : array
-        Shares of values within the widest interval; NaN without quantiles.
+        Shares of values within the widest interval, from 0 to 1; NaN if there are no quantiles.
     interval : float
-        The share that this interval is to cover.
+        The nominal share of values within this interval.
     series : array (N,)
-        The series of each forecast.
+        Number of the series of each forecast.
     targets : sequence of str
-        Names of the targets of a table; empty where there was none.
+        Names of the targets of a table; empty if there was no table.
     by_series : sequence of dict
-        Errors (C,) of the model over all steps ahead for each series; `frame` returns them as a
+        Errors (C,) of the model over all steps ahead, for each series; `frame` returns them as a
         table.
     """
 
@@ -107,8 +111,8 @@ class Score:
     by_series: Sequence[Mapping[str, Any]] = ()
 
     def __repr__(self) -> str:
-        """Return a table by steps ahead: root mean square errors, which are scaled where there are
-        several series, and the share of values in the widest interval.
+        """Return a table with a row for each step ahead: root mean square errors, scaled if there
+        are several series, and the coverage of the widest interval.
         """
         scaled = len(self.by_series) > 1
         columns = {
@@ -133,9 +137,10 @@ class Score:
         Returns
         -------
         pandas.DataFrame
-            The index has the levels "series" and "target", with the names of a table; without names
-            these are 0, 1, ... and "target 0", "target 1", ...; columns are "rmse", "mae", "mase",
-            "smape" and "rmsse", as in `Errors`, "crps" and "coverage".
+            The index has the levels "series" and "target". It has the names of the table that was
+            scored; without a table, series are 0, 1, ... and targets "target 0", "target 1", ...
+            The columns are "rmse", "mae", "mase", "smape" and "rmsse", as in `Errors`, "crps" and
+            "coverage".
 
         Raises
         ------
@@ -146,22 +151,23 @@ class Score:
         return pandas.concat(map(pandas.DataFrame, self.by_series)).set_index(["series", "target"])
 
     def item(self) -> float:
-        """Return one number of which more is better: minus the mean of `model`, or of the RMSSE
-        where there are several series or targets.
+        """Return the score as one number, higher being better: minus the mean of `model`, or of the
+        RMSSE if there are several series or targets.
 
-        scikit-learn asks for it, so that searches of parameters and cross-validation can compare
-        forecasters.
+        scikit-learn calls it, so that its searches of parameters and its cross-validation can
+        compare forecasters.
         """
         several = len(self.by_series) > 1 or self.model.ndim > 1
         return -float(mean(np.ravel(self.errors["model"].rmsse if several else self.model)))
 
 
 class Forecasts(NamedTuple):
-    """Forecasts of one series, and the truth.
+    """Forecasts of one series, and the observed values.
 
     Attributes
     ----------
     at : array (N,)
+        Positions of the first value of each forecast.
     mean, truth : array (N, H, C)
     quantiles : array (N, H, C, Q)
     """
@@ -179,8 +185,10 @@ def score(
     seasons: tuple[int, ...],
     panel: Panel,
 ) -> Score:
-    """Return the score of forecasts of series, beside those of the shorter season; where all came
-    flat, there is one target without an axis.
+    """Return the score of forecasts of several series, and of baselines on the same rows.
+
+    The seasonal baseline uses the shorter season. If all series came without an axis of targets,
+    the score has none.
     """
     pairs = [(series, ahead.at) for series, ahead in zip(several, forecasts, strict=True)]
     counts = [len(at) for _, at in pairs]
@@ -225,8 +233,8 @@ def score(
 
 
 def naive_errors(values: Values, season: int) -> Values:
-    """Return the mean absolute error and the root mean square error (2, C) of repeating the last
-    season of values (N, C), one step ahead.
+    """Return the mean absolute error and the root mean square error (2, C) of a naive forecast one
+    step ahead, which repeats the last season of values (N, C).
     """
     lag = min(season, len(values) - 1)
     e = np.abs(values[lag:] - values[:-lag])
@@ -234,7 +242,7 @@ def naive_errors(values: Values, season: int) -> Values:
 
 
 def joined(parts: Sequence[Forecasts]) -> Forecasts:
-    """Return forecasts behind each other."""
+    """Return forecasts one after another as one."""
     return Forecasts(*map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -257,10 +265,10 @@ def _each_series(
 
 
 def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
-    """Return errors over the first axis; `base` has the `naive_errors` of the series."""
+    """Return errors over the first axis; `base` holds the `naive_errors` of the series."""
     e = np.abs(forecasts - truth)
     sizes = np.abs(forecasts) + np.abs(truth)
-    relative = 200 * e / np.where(sizes == 0, 1.0, sizes)  # where sizes are 0, so is e
+    relative = 200 * e / np.where(sizes == 0, 1.0, sizes)  # if a size is 0, so is its e
     scaled, scaled_by_rms = e / np.where(base > 0, base, np.nan)
     rmse, rmsse = (np.sqrt(mean(errors**2)) for errors in (e, scaled_by_rms))
     return Errors(rmse, mean(e), mean(scaled), mean(relative), rmsse)
@@ -269,10 +277,11 @@ def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
 def _probabilistic(
     quantiles: Values, truth: Values, levels: Sequence[float]
 ) -> tuple[Values, Values]:
-    """Return the CRPS and the coverage of the widest interval, (H, C) each; NaN without quantiles.
+    """Return the CRPS and the coverage of the widest interval, (H, C) each; NaN if there are no
+    quantiles.
 
-    The CRPS is twice the integral of the pinball loss over all quantiles (Gneiting & Ranjan 2011),
-    here by the trapezoidal rule; the loss of the quantiles 0 and 1 is 0.
+    The CRPS is twice the integral of the pinball loss over all quantiles (Gneiting & Ranjan 2011).
+    The trapezoidal rule computes it here, with a loss of 0 for the quantiles 0 and 1.
     """
     crps = np.zeros(truth.shape[1:])
     nothing = np.full(truth.shape[1:], np.nan)
@@ -290,7 +299,9 @@ def rolling(
     predictor: Predictor, series: TimeSeries, units: Values, start: int, stop: int
 ) -> tuple[Forecasts, Values]:
     """Return forecasts of a series from the rows `start` to `stop`, and the widths (M, C) of their
-    intervals, by the errors that are known at each row.
+    intervals.
+
+    The width at a row follows from the errors that are known there.
     """
     s = predictor.settings
     first = max(s.window, start - error_rows(s.horizon))

@@ -1,6 +1,4 @@
-"""How a forecaster is fitted: parts of series, the choice of candidates, examples, and the training
-of the network.
-"""
+"""Fit a forecaster: divide series, choose candidates, train the network, and judge it."""
 
 from __future__ import annotations
 
@@ -25,19 +23,19 @@ from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
 from xlstm.training import Interrupted, Terminated, Trained
 from xlstm.training.agreement import of_first
 
-ENOUGH = 64  # windows to train on from which on a network is tried
-# Least share by which a network lowers the error over a single horizon. Over n of them it is a
-# share of this by the square root of n, as is the share by which errors differ by chance.
+ENOUGH = 64  # least number of training windows with which a network is tried
+# A network is used if it lowers the error by at least this share over one horizon, and by this
+# share / sqrt(n) over n horizons: differences by chance shrink likewise.
 GAIN = 0.12
-SHRINK = 0.5  # share of what the network should have added on the validation part
-LONG = 2000  # rows that candidates are fitted for again, fold by fold
-WINDOW = 48  # steps that a network looks back by default, where there are enough rows
+SHRINK = 0.5  # the network's output is scaled by this share of the best factor in hindsight
+LONG = 2000  # most rows for which candidates are fitted again, fold by fold
+WINDOW = 48  # default steps that a network looks back, if there are enough rows
 Parts = dict[str, range]
 
 
 def longest(rows: int, horizon: int) -> int:
-    """Return the longest window that fits into a series of so many rows, with the horizon; below 2
-    where none does.
+    """Return the longest window that fits into a series of `rows` rows with this horizon; below 2
+    if none fits.
     """
     if rows < 3:
         return 0
@@ -48,10 +46,10 @@ def longest(rows: int, horizon: int) -> int:
 
 
 def parts_of(rows: int, settings: Settings, name: str = "the series") -> Parts:
-    """Return the first rows after the windows of each part of a series: those of a part predict
-    into it.
+    """Return the rows of each part of a series for which there is a full window before them.
 
-    If the window and the horizon do not fit, a ValueError names the series and a window that would.
+    If the window and the horizon do not fit, a ValueError names the series and a window that would
+    fit.
     """
     window = settings.window
     horizon = settings.horizon
@@ -69,16 +67,17 @@ def parts_of(rows: int, settings: Settings, name: str = "the series") -> Parts:
 
 
 class Prepared(NamedTuple):
-    """Series after checks, and their candidates.
+    """Series after checks, with their fitted candidates but without a trained network.
 
     Attributes
     ----------
     several : list of TimeSeries
     parts : list of Parts
+        The parts of each series.
     rolling : RollingOrigins
-        Those that candidates were chosen by, before the test part.
+        The origins before the test part by which candidates were chosen.
     predictor : Predictor
-        Its candidates are fitted to all before the test part, and its network adds nothing.
+        Its candidates are fitted to all rows before the test part, and its network adds nothing.
     """
 
     several: list[TimeSeries]
@@ -88,7 +87,7 @@ class Prepared(NamedTuple):
 
     @property
     def windows(self) -> int:
-        """How many windows there are to train a network on."""
+        """The number of windows to train a network on."""
         return sum(len(part["train"]) for part in self.parts) // 2
 
 
@@ -99,9 +98,10 @@ def prepared(
     backend: Backend,
     group: Group | None = None,
 ) -> Prepared:
-    """Return what is fitted to series with `ids` as names, if any, but for the network.
+    """Return everything that is fitted before the network; `ids` are the names of the series, if
+    they have some.
 
-    The variant of the series is taken whose best candidate has the least error from rolling
+    The variant of the series is chosen whose best candidate has the smallest error from rolling
     origins; rank 0 of a group decides. A ValueError says that a series is too short or constant,
     that a part has nothing to predict, or that a value is out of range.
     """
@@ -124,7 +124,7 @@ def prepared(
 def _best(
     variants: Sequence[list[TimeSeries]], ids: Sequence[str], settings: Settings, dtype: str
 ) -> tuple[int, SeriesScaling, tuple[int, ...], Combination]:
-    """Return the number of the best variant, with its scaling, seasons and candidates."""
+    """Return the number of the best variant, and its scaling, seasons and candidates."""
     tried = [_variant(several, ids, settings, dtype) for several in variants]
     least = [min(combination.every_error.values()) for _, combination in tried]
     number = least.index(min(least))
@@ -135,8 +135,8 @@ def _best(
 def _variant(
     several: list[TimeSeries], ids: Sequence[str], s: Settings, dtype: str
 ) -> tuple[RollingOrigins, Combination]:
-    """Return rolling origins of series after checks, with or without features of the calendar, and
-    their candidates.
+    """Check one variant of the series, with or without features of the calendar; return its rolling
+    origins and its candidates.
     """
     names = names_of(ids, len(several))
     parts = [
@@ -162,12 +162,12 @@ def alone(fitted: Predictor) -> Predictor:
 
 
 def examples(data: Prepared, group: Group | None = None) -> dict[str, Examples]:
-    """Return the examples to fit a network to, by "train" and "validation", those that rank 0 of a
-    group makes.
+    """Return the training and the validation examples of the network, by "train" and "validation";
+    rank 0 of a group makes them.
 
-    Each target is what candidates leave that were fitted to earlier rows. Errors of values that they
-    were fitted to are too small, but not in the beginning of a long series, which has many more
-    rows than candidates have coefficients.
+    Each target is a residual of candidates that were fitted to earlier rows, since errors on rows
+    that a candidate is fitted to are too small. The first rows of a long series are an exception:
+    there candidates have seen many more rows than they have coefficients.
     """
     numbers = of_first(group, _examples, data)
     return {
@@ -177,7 +177,7 @@ def examples(data: Prepared, group: Group | None = None) -> dict[str, Examples]:
 
 
 def _examples(data: Prepared) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Return the fields of the predictors of examples that are their own, and the arrays of
+    """Return for each part the fields of its predictor that differ, and the arrays of its
     examples.
     """
     s = data.predictor.settings
@@ -209,8 +209,9 @@ def _examples(data: Prepared) -> dict[str, tuple[dict[str, Any], dict[str, Any]]
 def train(
     data: Examples, start: Params | None, **options: Any
 ) -> tuple[Trained, Interrupted | Terminated | None]:
-    """Train the network of examples, as `base.learn` does; it begins with `start` where those
-    weights have the shapes of the network's.
+    """Train the network on examples, as `base.learn` does.
+
+    It begins with the weights `start`, if they have the shapes of the network's weights.
     """
     fitted = data.predictor
     params = predictor.first_weights(fitted)
@@ -224,14 +225,14 @@ def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
 
 
 def network_share(fitted: Predictor, data: Examples) -> tuple[float, dict[str, float]]:
-    """Return the share of what the network adds that forecasts get, 0 where it does not help, and
-    errors on examples: those of the "average" of the other candidates, and with that share of the
-    "network".
+    """Return the factor that scales the network's output, 0 if the network does not help, and two
+    errors on the examples.
 
-    The share is SHRINK of the best one in hindsight. It has to help in both halves of the examples
-    of each series. Errors are root mean squares, relative to that of repeating the last value.
+    The factor is SHRINK times the best one in hindsight. It must lower the error in both halves of
+    the examples. The errors are "average", without the network, and "network", with the factor.
+    They are root mean squares, relative to repeating the last value.
     """
-    sums = []  # of products of errors without the network, and of what it adds
+    sums = []  # sums of products of errors without the network and of its output
     horizon = fitted.settings.horizon
     for k, (series, units) in enumerate(zip(data.several, fitted.scaling.units, strict=True)):
         every = data.origins[data.series == k]
@@ -252,10 +253,11 @@ def network_share(fitted: Predictor, data: Examples) -> tuple[float, dict[str, f
 
 
 def past_errors(fitted: Predictor, rolling: RollingOrigins, network: bool) -> list[Values]:
-    """Return errors (M, H, C) of forecasts of each series from rolling origins, in units, by
-    candidates that were fitted to earlier rows; NaN where the truth is not known.
+    """Return errors (M, H, C) of forecasts of each series from rolling origins, in units; NaN if
+    the truth is not known.
 
-    Those with a network begin with the validation part, to which it is not fitted.
+    The candidates of each forecast were fitted to earlier rows. With a network, errors begin with
+    the validation part, which the network was not fitted to.
     """
     errors = selection.past_errors(rolling, fitted.combination)
     if not network:
@@ -270,9 +272,7 @@ def past_errors(fitted: Predictor, rolling: RollingOrigins, network: bool) -> li
 
 
 def of_all_rows(data: Prepared) -> tuple[RollingOrigins, Combination]:
-    """Return rolling origins up to the end of the series, and candidates that are validated by
-    them.
-    """
+    """Return rolling origins up to the end of the series, and the candidates that they validate."""
     s = data.predictor.settings
     ends = [len(series.values) for series in data.several]
     periods = seasons_of(data.several, ends, s.season)
@@ -281,22 +281,22 @@ def of_all_rows(data: Prepared) -> tuple[RollingOrigins, Combination]:
 
 
 class Judged(NamedTuple):
-    """All that errors of the past decide after training.
+    """The decisions that past errors make after training.
 
     Attributes
     ----------
     share : float
-        The share of what the network adds that forecasts get.
+        The factor that scales the network's output.
     errors : dict of str to float
-        As `network_share` returns them; empty without a network.
+        The errors of `network_share`; empty without a network.
     test_intervals : Intervals
-        Those of the predictor that has not seen the test part.
+        Intervals of the predictor that has not seen the test part.
     combination : Combination
         The candidates of `predict`.
     intervals : Intervals
-        Those of `predict`.
+        Intervals of `predict`.
     ranks : array (K, H, C)
-        Those of the errors of `predict`, from which sample paths are drawn.
+        Ranks of the errors of `predict`, from which sample paths are drawn.
     """
 
     share: float
@@ -310,8 +310,9 @@ class Judged(NamedTuple):
 def judged(
     data: Prepared, network: Predictor | None, validation: Examples | None, refit: bool
 ) -> Judged:
-    """Return what errors of the past decide about a trained network, if any, and intervals; with
-    `refit` the candidates of `predict` are fitted to all rows.
+    """Return what past errors decide: whether a trained network is used, and the intervals.
+
+    With `refit`, the candidates of `predict` are fitted to all rows.
     """
     fitted = data.predictor
     s = fitted.settings
@@ -335,8 +336,8 @@ def judged(
 def seasons_of(
     several: Sequence[TimeSeries], stops: Sequence[int], season: int | tuple[int, ...] | str
 ) -> tuple[int, ...]:
-    """Return seasons that are set, or those of the first target of the longest series, before the
-    rows `stops`.
+    """Return the seasons that the parameter sets; with "auto", those of the first target of the
+    longest series before the rows `stops`.
     """
     if not isinstance(season, str):
         return seasons.listed(season)

@@ -1,4 +1,4 @@
-"""The forecaster: series and their future, with fit, predict and score."""
+"""Forecaster: fit one or several series, and predict their next values."""
 
 from __future__ import annotations
 
@@ -49,21 +49,33 @@ class Forecaster(SeriesEstimator, FiledEstimator, Settings):
     """Forecast series with a linear autoregression, exponential smoothing, the Theta method and a
     recurrent network.
 
-    `fit` validates the first three by forecasts from rolling origins, and takes their average,
-    weighted by a power of their mean square errors, 3 or more. A network predicts what this average
-    leaves of the mean of the next `horizon` values at once (LSTNet, Lai et al. 2018; ES-RNN, Smyl
-    2020). It sees by how much each of the last `window` values differs from the latest one, in
-    units of the window's own changes, and covariates. It is used where half of the share that would
-    have been best lowers the error on the validation part by 12 % / sqrt(n) for n horizons in it,
-    and in both halves of it; it then has this half.
+    `fit` judges the first three methods by forecasts from rolling origins, that is from many rows
+    of the past. It averages them with weights of 1 / e^p, where e is the mean square error of each
+    and p is 3 or more.
 
-    The network is trained on the first 60 % of a series, on what candidates leave that were fitted
-    to earlier rows. The next 20 % are the validation part, which decides when training stops, too.
-    The last 20 % are for `score`, whose predictor has not seen them. `predict` has a second one,
-    for which all candidates but the network are chosen and fitted once more on all rows, unless
-    `refit` is False. Intervals are quantiles of the errors that forecasts of the past made, which
-    were fitted to earlier rows, in proportion to the most recent errors (split conformal
-    prediction, Vovk et al. 2005).
+    The network then learns the residuals of this average, for the next `horizon` values at once
+    (LSTNet, Lai et al. 2018; ES-RNN, Smyl 2020). Its input is the last `window` values, each minus
+    the latest one and in units of the window's own changes, and the covariates.
+
+    Validation decides whether the network forecasts, too. `fit` computes the factor by which the
+    network's output would best be scaled on the validation part, and takes half of it. The network
+    is used, with this half, under two conditions:
+
+    - The error on the validation part falls by at least 12 % / sqrt(n), where n is the number of
+      horizons in the part.
+    - The error falls in both halves of the part.
+
+    `fit` divides a series by time:
+
+    - The first 60 % are for training the network. The residuals there come from methods that were
+      fitted to earlier rows.
+    - The next 20 % are the validation part. It also decides when training stops.
+    - The last 20 % are the test part for `score`, which uses a predictor that has not seen them.
+
+    `predict` uses a second predictor. For it, all methods but the network are chosen and fitted
+    once more on all rows, unless `refit` is False. Intervals are quantiles of the errors that past
+    forecasts made, scaled by the most recent errors (split conformal prediction, Vovk et al. 2005).
+    The methods behind these past forecasts were fitted to earlier rows.
 
     Parameters
     ----------
@@ -76,60 +88,62 @@ quantiles, linear_baseline, season, calendar, least, refit
     backend : str or Backend, optional
         As for `xlstm.backend`, by default "auto".
     dtype : {"float32", "float64"}, optional
+        The dtype of the network's weights.
     targets, past, future, static : list of str, optional
-        In tables, names of columns, of which each has one role: those to predict, by default all
-        others; covariates that are known up to the last value; covariates that are known in
-        advance; and covariates that do not change within a series. Text and categories in the last
-        two are symbols, and numbers are quantities. With `targets` columns without a
-        role are not read.
+        Names of columns, if you give a table. `targets` are the columns to predict, by default all
+        columns without another role. `past` are covariates that are known up to the last value,
+        `future` covariates that are known in advance, and `static` covariates that do not change
+        within a series. A column has one role. Text and categories in `future` and `static` are
+        symbols, and numbers are quantities. If you give `targets`, columns without a role are not
+        read.
     series_id : str, optional
-        The column of tables that tells several series apart.
+        The column that tells several series of a table apart.
     holidays : str, optional
-        A country, such as "DE", or a part of one, such as "DE-BY", in codes of ISO 3166, whose
-        public holidays are a covariate that is known in advance: 1 on a holiday, and the share of
-        such days in longer steps. Dates are needed then, and the package holidays.
+        A country, such as "DE", or a part of one, such as "DE-BY", in codes of ISO 3166. Its public
+        holidays become a covariate that is known in advance: 1 on a holiday, and the share of
+        holidays in longer steps. This needs dates and the package holidays.
     checkpoints : path, optional
         A folder for checkpoints of training, as for `training.train`.
     resume : bool
-        Go on from the newest checkpoint there.
+        Continue from the newest checkpoint in that folder.
     graph : bool or "auto"
         Capture steps in CUDA graphs, as for `training.train`.
     callbacks : list of Callback or callable
         As for `training.train`; they see the training of the network.
     warm_start : bool
-        Begin with the weights of the last fit, where they have the right shapes.
+        Begin with the weights of the last fit, if they have the right shapes.
 
     Attributes
     ----------
     trained_ : Trained
-        How the training of the network went; not there where none was trained.
+        How the training of the network went; missing if `fit` trained no network.
     params_ : dict of str to array
-        Weights of the network. Its head is zero where it does not forecast.
+        Weights of the network. Its head is zero if the network does not forecast.
     scaling_ : SeriesScaling
         Units of values and covariates.
     chosen_ : array of str
         Names of the candidates that forecast.
     candidate_errors_ : dict of str to float
-        Root mean square errors, relative to repeating the last value: those of "linear",
-        "smoothing" and "theta" from rolling origins, which weigh them, and on the validation part
-        those of their "average" and of what the "network" makes of it.
+        Root mean square errors, relative to repeating the last value. The errors of "linear",
+        "smoothing" and "theta" come from rolling origins and set the weights. Two more come from
+        the validation part: "average" without the network, and "network" with it.
     window_ : int
         Steps that the network looks back.
     season_ : int or tuple of two int
-        Steps of the season that is used, or of two; 0 for none.
+        Steps of the season or of the two seasons in use; 0 for none.
     calendar_ : bool
-        Whether dates are looked at.
+        Whether features of the calendar are in use.
     linear_baseline_ : int
-        Steps that the linear autoregression looks back to; 0 where it is no candidate.
+        Steps that the linear autoregression looks back; 0 if it is no candidate.
     categories_ : dict of str to dict
-        The share of each category in the rows of `fit`, by the names of columns of text; without a
-        table these are such as "static[0]". A missing category is "", and the category of a float
-        1.0 is "1". In forecasts an unknown one
-        counts as an average one, and a warning names its column.
+        The share of each category in the rows of `fit`, by the name of its column of text, or by a
+        name such as "static[0]" without a table. A missing category is "", and the category of a
+        float 1.0 is "1". In forecasts an unknown category counts as an average one, and a warning
+        names its column.
     n_targets_ : int
-        Columns that are predicted.
+        Number of columns that are predicted.
     feature_names_in_ : array of str
-        Their names, where there was a table.
+        Their names, if `fit` was given a table.
 
     Examples
     --------
@@ -167,7 +181,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     @property
     def settings(self) -> Settings:
-        """The parameters that decide how it is built and trained, checked."""
+        """The parameters that decide how the forecaster is built and trained, checked."""
         return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
 
     def fit(
@@ -182,21 +196,22 @@ quantiles, linear_baseline, season, calendar, least, refit
         Parameters
         ----------
         values : array (N,) or (N, C), list of such arrays, or table
-            A series of one target, of several, or several series. NaN is a gap, which is bridged by
-            the value before it and never a target; rows before the first value of some target are
-            left out. Dates in a table are looked at.
+            One series with one target (N,) or with C targets (N, C), or several series. NaN marks a
+            gap: the value before it fills it, and it is never a target. Rows before the first value
+            of any target are left out. The dates of a table are used.
         progress : callable, optional
-            Called with a `training.Progress` after every step.
+            `fit` calls it with a `training.Progress` after every step.
         group : Group, optional
             The ranks that train together, each with the same arguments, as for `training.train`.
         covariates : past, future, static, dates
-            `past` (N, P) are covariates that are known up to the last value, `future` (N or more,
-            F) those that are known in advance, `static` (S,) those that do not change, and
-            `dates` (N,) rising dates, of which features of the calendar are made; rows that are
-            missing become gaps. Where there are several series, these are lists with one entry for
-            each. In a table they are columns, named in the constructor. One column as `values`, such
-            as a Series of pandas, may have `past`, `future` and `static` beside it: their rows go
-            by position, whatever their index. Text in `future` and `static` is a category.
+            `past` (N, P) are covariates that are known up to the last value. `future` (N or more,
+            F) are covariates that are known in advance. `static` (S,) are covariates that do not
+            change. `dates` (N,) are rising dates, from which features of the calendar are made;
+            missing dates become gaps. If you give several series, each of these is a list with one
+            entry for each series. If you give a table, these are its columns, and the constructor
+            names them. A single column as `values`, such as a Series of pandas, may have `past`,
+            `future` and `static` beside it. Their rows are matched by position, whatever their
+            index. Text in `future` and `static` is a category.
 
         Returns
         -------
@@ -206,16 +221,16 @@ quantiles, linear_baseline, season, calendar, least, refit
         Raises
         ------
         ValueError
-            A series is too short for the window, constant, or not finite, or a value is so large,
-            or so far from the others, that its square overflows; a `SeriesError` names it. A
+            A series is too short for the window, or constant. A value is not finite, or so large or
+            so far from the others that its square overflows; a `SeriesError` names the value. A
             parameter is out of range.
         FloatingPointError
             Training diverged.
         TypeError, BackendError
-            The backend does not have the precision.
+            The backend does not support the precision.
         Interrupted, Terminated
-            Ctrl-C or SIGTERM ended training. The forecaster is fitted then, with the best weights
-            so far.
+            Ctrl-C or SIGTERM ended training. The forecaster is then fitted with the best weights so
+            far.
         """
         checks.optional(checks.function)("Forecaster", "progress", progress)
         backend, panel, variants = self._to_fit(values, covariates)
@@ -224,7 +239,8 @@ quantiles, linear_baseline, season, calendar, least, refit
     def examples(
         self, values: Any, **covariates: Unpack[CovariateArguments]
     ) -> dict[str, predictor.Examples]:
-        """Return the windows to train on, and those to validate with, by "train" and "validation".
+        """Return the training windows and the validation windows, by the names "train" and
+        "validation".
 
         Parameters
         ----------
@@ -246,25 +262,25 @@ quantiles, linear_baseline, season, calendar, least, refit
     def predict(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
     ) -> Any:
-        """Return the values after the end of a series.
+        """Return forecasts of the values after the end of a series.
 
-        Beyond the horizon the predictions are fed back as if they had been observed, and past
-        covariates stay as they are. If all steps will take more than ten seconds, a warning in the
-        log says how long, after a second.
+        Beyond the horizon, predictions are fed back as if they had been observed, and past
+        covariates keep their last values. If all steps will take more than ten seconds, a warning
+        in the log says so after a second, with the expected time.
 
         Parameters
         ----------
         values : array (N,) or (N, C), list of such arrays, or table
-            As for `fit`. A series that is shorter than the linear baseline looks back is taken as
-            constant before its beginning. Series of a table with the name of a fitted one have its
-            units; all others are measured as in `fit`, so that neither their level nor their scale
-            matters.
+            As for `fit`. If a series is shorter than the linear autoregression looks back, it
+            counts as constant before its beginning. A series of a table that has the name of a
+            fitted series keeps the units of that series. All others are measured as in `fit`, so
+            that neither their level nor their scale matters.
         steps : int, optional
-            How many values; by default as many as the horizon.
+            Number of values to predict, by default the horizon.
         covariates : past, future, static, dates
-            As for `fit`; `future` has the rows that are predicted, too, (N + steps, F). With a
-            table it is a table of the rows that are predicted, in any order if they have dates;
-            beside one column it is as beside an array.
+            As for `fit`, but `future` (N + steps, F) also has the rows to predict. If `values` is a
+            table, `future` is a table of the rows to predict alone, in any order if they have
+            dates. If `values` is a single column, `future` is as for an array.
 
         Returns
         -------
@@ -273,7 +289,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         Raises
         ------
         ValueError
-            It is not fitted, or the series is shorter than the window or out of range.
+            The forecaster is not fitted, or the series is shorter than the window or out of range.
         FloatingPointError
             The forecast is not finite.
         """
@@ -288,32 +304,31 @@ quantiles, linear_baseline, season, calendar, least, refit
         quantiles: Sequence[float] | None = None,
         **covariates: Unpack[CovariateArguments],
     ) -> Any:
-        """Return quantiles of the values after the end of a series.
+        """Return forecast quantiles of the values after the end of a series.
 
-        Quantiles that `fit` did not learn are interpolated between those that it learned; beyond
-        the outermost of these they continue as the quantiles of a normal distribution do. Beyond
-        the horizon all are those of 1000 paths that are fed back, as `sample` draws them with the
-        parameter `seed`.
+        A quantile that `fit` did not learn is interpolated between two that it learned. Beyond the
+        outermost learned ones, quantiles continue like those of a normal distribution. Beyond the
+        horizon, all quantiles come from 1000 sample paths, which `sample` draws with the parameter
+        `seed`.
 
         Parameters
         ----------
         values, steps, covariates
             As for `predict`.
         quantiles : list of float, optional
-            Rising levels between 0 and 1, by default those of the parameter `quantiles`, which
-            `fit` learned. Others need two or more learned ones.
+            Rising levels between 0 and 1, by default the parameter `quantiles`, which `fit`
+            learned. Other levels need two or more learned ones.
 
         Returns
         -------
         array (steps, Q) or (steps, C, Q), list of such arrays, or table
-            In the order of `quantiles`; columns of a table have the quantile at the end of their
-            names.
+            In the order of `quantiles`. Column names of a table end with the quantile.
 
         Raises
         ------
         ValueError
-            As for `predict`; `quantiles` is empty, does not rise, or leaves the range between 0
-            and 1; or `fit` learned too few.
+            As for `predict`. `quantiles` is empty, does not rise, or has a level outside the range
+            between 0 and 1. `fit` learned too few quantiles.
         FloatingPointError
             The forecast is not finite.
         """
@@ -354,34 +369,34 @@ quantiles, linear_baseline, season, calendar, least, refit
         last: int | None = None,
         **covariates: Unpack[CovariateArguments],
     ) -> Any:
-        """Draw the end of a series, and the median and the intervals of what comes after it.
+        """Draw the end of a series, and the median and the intervals of its forecast.
 
-        Where the median is not among the quantiles the mean is drawn. Each target of each series
-        has axes of its own; of more than twelve the first twelve are drawn, and a warning in the
-        log says so.
+        If the median is not among the quantiles, the mean is drawn. Each target of each series has
+        its own axes. If there are more than twelve, the first twelve are drawn, and a warning in
+        the log says so.
 
         Parameters
         ----------
         values, steps, covariates
             As for `predict`.
         ax : Axes, or array or list of Axes, optional
-            Where to draw. By default there is a new figure of pyplot, which a notebook shows, and
-            elsewhere `matplotlib.pyplot.show()`.
+            Where to draw. By default this is a new figure of pyplot. A notebook shows it; elsewhere
+            call `matplotlib.pyplot.show()`.
         last : int, optional
-            How many values of the series are drawn; by default three times as many as steps, and 24
-            at least.
+            Number of values of the series that are drawn, by default three times the steps, and at
+            least 24.
 
         Returns
         -------
         matplotlib.axes.Axes, or array of them
-            An array (n,) where there are several targets or series.
+            An array (n,) if there are several targets or series.
 
         Raises
         ------
         ImportError
             matplotlib is not installed.
         ValueError, TypeError, FloatingPointError
-            As for `predict`, or `ax` does not hold as many axes as are drawn.
+            As for `predict`, or the number of axes in `ax` is not the number that is drawn.
         """
         steps = self._steps(steps)
         last = checks.optional(checks.size)("Forecaster", "last", last)
@@ -405,13 +420,15 @@ quantiles, linear_baseline, season, calendar, least, refit
     ) -> Any:
         """Return sample paths of the values after the end of a series.
 
-        Each step of the horizon has the distribution that the quantiles of `predict_quantiles`
-        describe, between and beyond which it goes on as a normal one does. Errors of the steps of
-        one forecast go together, and so do those of several targets: the steps of a path have the
-        levels that the truth had in one of the forecasts that `fit` made of the past, drawn at random, so
-        that sums and maxima over a path have the right spread, too (Schefzik et al. 2013). Beyond
-        the horizon a path is fed back as if it had been observed, and past covariates stay as they
-        are. Paths of several series are drawn independently of each other.
+        Each step of the horizon has the distribution that `predict_quantiles` describes. Between
+        its quantiles and beyond them, the distribution continues like a normal one.
+
+        Errors of successive steps, and of several targets, are correlated, and so are the steps of
+        a path: each path takes its quantile levels from one past forecast of `fit`, drawn at
+        random. So sums and maxima over a path have the right spread, too (Schefzik et al. 2013).
+
+        Beyond the horizon, a path is fed back as if it had been observed, and past covariates keep
+        their last values. Paths of several series are drawn independently of each other.
 
         Parameters
         ----------
@@ -420,18 +437,18 @@ quantiles, linear_baseline, season, calendar, least, refit
         n : int
             The number of paths.
         seed : int
-            Equal seeds draw equal paths.
+            Seed of the random numbers: equal seeds draw equal paths.
 
         Returns
         -------
         array (n, steps) or (n, steps, C), or list of such arrays
-            An array for each series; for a table without `series_id` one (n, steps, C), with the
-            targets in its order.
+            An array for each series. A table without `series_id` gives one array (n, steps, C),
+            with the targets in the order of the table.
 
         Raises
         ------
         ValueError
-            As for `predict`, or there are fewer than two quantiles.
+            As for `predict`, or `fit` learned fewer than two quantiles.
         FloatingPointError
             A forecast is not finite.
         """
@@ -451,20 +468,20 @@ quantiles, linear_baseline, season, calendar, least, refit
     def windows(
         self, values: Any, count: int = 64, **covariates: Unpack[CovariateArguments]
     ) -> Array:
-        """Return the last windows of a series, or of the first of several, as the network sees
-        them.
+        """Return the last windows of a series, or of the first of several series, as the network
+        sees them.
 
         Parameters
         ----------
         values, covariates
             As for `predict`.
         count : int
-            The number of windows, at most; the last one ends with the series.
+            Most windows to return; the last one ends with the series.
 
         Returns
         -------
         array (window, M, D)
-            Input of `model` with `params_`, such as `xlstm.plots` asks for.
+            Input of `model_` with `params_`, as functions of `xlstm.plots` take it.
 
         Raises
         ------
@@ -482,26 +499,30 @@ quantiles, linear_baseline, season, calendar, least, refit
     def score(self, values: Any, y: None = None, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors on rows that the network has not seen, beside those of baselines.
 
-        These rows are the test part of a series, its last 20 %, forecast by the network that
-        validation chose. If `fit` and `score` both get one array or table, and `values` do not
-        begin as the rows of `fit` do (the first 60 % of these are compared), then they are taken as
-        the rows that follow those of `fit`: all of them are judged, by the forecaster that `predict`
-        uses, with the rows of `fit` as history. Such are the folds of `TimeSeriesSplit` of
-        scikit-learn, so that its `GridSearchCV` and `cross_val_score` compare forecasters on whole
-        folds. Values with dates follow where they begin at the next date. Put another series into
-        a list, `score([values])`, to judge its test part. A forecaster that comes from a file does
-        not have the rows of `fit`, and always judges the test part.
+        By default, `score` judges the test part of each series, the last 20 %. It uses the
+        predictor that has not seen the test part of `fit`.
 
-        Baselines repeat the last value or the last season, or are a linear autoregression with 24
-        coefficients (fewer in a short series) and a constant for each step ahead, fitted on all
-        that comes before the rows that are judged.
+        If you give the rows that follow those of `fit`, `score` judges all of them. It then uses
+        the predictor of `predict`, with the rows of `fit` as history. This is how `GridSearchCV`
+        and `cross_val_score` of scikit-learn compare forecasters on the folds of a
+        `TimeSeriesSplit`.
+
+        `values` count as following rows under two conditions: `fit` and `score` both get one array
+        or table, and `values` do not begin like the rows of `fit`. The first 60 % of these are
+        compared. Values with dates count as following rows if they begin at the next date. To judge
+        the test part of another series, put it into a list, `score([values])`. A forecaster that
+        comes from a file does not have the rows of `fit`, and always judges the test part.
+
+        There are three baselines: the last value repeated, the last season repeated, and a linear
+        autoregression. The autoregression has 24 coefficients (fewer in a short series) and a
+        constant for each step ahead, and is fitted to all rows before the judged ones.
 
         Parameters
         ----------
         values, covariates
             As for `fit`.
         y : None
-            scikit-learn passes it. A series is its own target.
+            scikit-learn passes it; it is not used, since a series is its own target.
 
         Returns
         -------
@@ -510,8 +531,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         Raises
         ------
         ValueError, TypeError
-            As for `fit`; `y` is something else; or fewer rows follow those of `fit` than the
-            horizon has.
+            As for `fit`. `y` is not None. Fewer rows than the horizon follow those of `fit`.
         """
         if y is not None:
             raise TypeError(
@@ -530,17 +550,18 @@ quantiles, linear_baseline, season, calendar, least, refit
     def backtest(
         self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]
     ) -> Score:
-        """Return errors of forecasts from rolling origins, one horizon after another at the end of
-        the series.
+        """Return errors of forecasts of the last horizons of a series, each by a forecaster that is
+        fitted to the rows before it.
 
-        A forecaster with the same parameters is fitted to all that comes before each forecast.
+        Each fold is one horizon, and the last fold ends with the series. For each fold, a
+        forecaster with the same parameters is fitted to all rows before it.
 
         Parameters
         ----------
         values, covariates
             As for `fit`.
         folds : int
-            How many forecasts of each series.
+            Number of forecasts of each series.
 
         Returns
         -------
@@ -549,7 +570,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         Raises
         ------
         ValueError, TypeError, BackendError
-            As for `fit` and `predict`; there is not enough room for the folds.
+            As for `fit` and `predict`, or the series is too short for the folds.
         """
         folds = checks.count("Forecaster", "folds", folds)
         backend, panel, variants = self._to_fit(values, covariates)
@@ -588,16 +609,17 @@ quantiles, linear_baseline, season, calendar, least, refit
         return evaluation.score(variants[0], forecasts, s.quantiles, periods, panel)
 
     def for_export(self, lengths: bool, history: int | None = None) -> Export:
-        """Return what `interop.onnx.to_onnx` writes around the network.
+        """Return the metadata, inputs and formula that `interop.onnx.to_onnx` writes around the
+        network.
 
         Parameters
         ----------
         lengths : bool
             False, as all series have one length.
         history : int, optional
-            Values of a series that the file takes, by default as many as the window, the linear
-            autoregression or four seasons have steps, whichever is longest, and those whose errors
-            decide about intervals.
+            Number of values of a series that the exported file takes. By default it is the longest
+            of the window, the linear autoregression and four seasons, plus the rows whose errors
+            set the width of intervals.
         """
         p = self.predictor_
         s = p.settings
@@ -633,7 +655,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         network = run if "network" in self.chosen_ else None
         exported = predictor.Exported(**vars(p) | {"backend": xp}, run=network)
         N = inputs[0].shape[1]
-        gaps = np.zeros((N, self.n_targets_))  # there are none
+        gaps = np.zeros((N, self.n_targets_))  # an exported forecaster takes no gaps
         future = np.empty((N + s.horizon, 0))
         without = TimeSeries(gaps, gaps, gaps[:, :0], future, np.empty(0), None)
 
@@ -652,7 +674,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         return self.checked() | fitted | self.roles().parameters()
 
     def _fitted(self) -> dict[str, Any]:
-        """Return the arrays of both networks, once if they are the same."""
+        """Return the arrays of both predictors, only once if both are the same."""
         scaling = self.scaling_._asdict()
         del scaling["ids"]
         arrays = _arrays_of(self.predictor_)
@@ -689,7 +711,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         return final.params
 
     def _predictor(self, arrays: dict[str, Any], scaling: SeriesScaling) -> Predictor:
-        """Return the predictor of one network of a file."""
+        """Return one predictor from its arrays in a file."""
         s = self.settings
         C = scaling.units.shape[1]
         others = scaling.static.shape[1] + scaling.future.shape[1]
@@ -711,7 +733,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         return Predictor(s, backend, scaling, combination, spread, intervals, self.model_, params)
 
     def _keep(self, test: Predictor, final: Predictor, **facts: Any) -> Self:
-        """Store what was fitted, and `facts` as `_become` does."""
+        """Store both predictors, what follows from them, and `facts`, as `_become` does."""
         return self._become(
             test_predictor_=test,
             predictor_=final,
@@ -725,7 +747,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         )
 
     def _follows(self, panel: Panel, later: TimeSeries) -> bool:
-        """Return whether a series is taken as the rows after those of `fit`; `score` says when."""
+        """Return whether a series counts as the rows after those of `fit`; `score` says when."""
         before = vars(self).get("_history")
         if before is None or not panel.alone:
             return False
@@ -737,7 +759,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         return not np.array_equal(before.values[:n], later.values[:n], equal_nan=True)
 
     def _after_fit(self, series: TimeSeries) -> Forecasts:
-        """Return forecasts from each of the rows of a series that follow those of `fit`."""
+        """Return forecasts from each row of a series that follows the rows of `fit`."""
         p = self.predictor_
         H = p.settings.horizon
         N = len(series.values)
@@ -757,14 +779,15 @@ quantiles, linear_baseline, season, calendar, least, refit
     def _to_fit(
         self, values: Any, covariates: CovariateArguments
     ) -> tuple[Backend, Panel, list[list[TimeSeries]]]:
-        """Return the backend, series as they were given, and series to train on, after checks of
-        all parameters.
+        """Check all parameters; return the backend, the series as given, and variants of the series
+        to fit.
 
-        The series come without a look at the calendar, and where there are dates also with one.
+        The first variant is without features of the calendar. If there are dates, the second has
+        them.
         """
         self.checked()
         backend = backend_of(self.backend, self.dtype)
-        precisions.named(self.precision, backend)  # raises where the backend does not have it
+        precisions.named(self.precision, backend)  # raises if the backend lacks it
         beside = Covariates.of("Forecaster", covariates)
         panel = encoded("Forecaster", Panel.of("Forecaster", values, beside, self.roles()))
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
@@ -781,16 +804,16 @@ quantiles, linear_baseline, season, calendar, least, refit
         progress: Callable[[Progress], None] | None,
         group: Group | None = None,
     ) -> Self:
-        """Train on series and store the result, also where a signal ends it."""
+        """Train on series and store the result, also if a signal ends training."""
         is_warm = self.warm_start and self.__sklearn_is_fitted__()
-        # what was trained, where validation refused it, too
+        # the trained weights, also if validation rejected them
         last = vars(self).get("trained_") or self.test_predictor_ if is_warm else None
         start = None if last is None else last.params
         data = fitting.prepared(variants, panel.ids, self.settings, backend, group)
         test = data.predictor
         s = test.settings
         trained = stop = network = validation = None
-        chooses = isinstance(s.candidates, str)  # whether the network is used
+        chooses = isinstance(s.candidates, str)  # whether validation decides about the network
         if data.windows >= fitting.ENOUGH if chooses else "network" in s.candidates:
             examples = fitting.examples(data, group)
             validation = examples["validation"]
@@ -833,10 +856,11 @@ quantiles, linear_baseline, season, calendar, least, refit
     def _read(
         self, values: Any, covariates: CovariateArguments, steps: int
     ) -> tuple[Panel, list[tuple[TimeSeries, Values]]]:
-        """Return series to predict after, with `steps` rows ahead, and each with its units; raise
-        unless they go with `fit`.
+        """Return the series to predict, with `steps` rows ahead, and each with its units; raise
+        unless they fit those of `fit`.
 
-        With 0 steps, for `score`, rows that follow those of `fit` are returned behind these.
+        With 0 steps, for `score`, a series that follows the rows of `fit` comes with these rows
+        before it.
         """
         s = self.test_predictor_.settings
         scaling = self.scaling_
@@ -874,18 +898,20 @@ quantiles, linear_baseline, season, calendar, least, refit
         return panel, pairs
 
     def _steps(self, steps: int | None) -> int:
-        """Return how many steps to forecast; by default as many as the horizon."""
+        """Return the number of steps to forecast, by default the horizon."""
         horizon: int = self.predictor_.settings.horizon
         return horizon if steps is None else checks.size("Forecaster", "steps", steps)
 
     def _next(self, series: TimeSeries, units: Values) -> tuple[Values, Values]:
-        """Return quantiles (H, C, Q) after the end of a series, and the width (1, C) of intervals."""
+        """Return quantiles (H, C, Q) after the end of a series, and the width (1, C) of its
+        intervals.
+        """
         N = len(series.values)
         ahead, width = evaluation.rolling(self.predictor_, series, units, N, N + 1)
         return predictor.finite(ahead.quantiles[0]), width
 
     def _check_learned(self, purpose: str) -> None:
-        """Raise ValueError unless there are two or more learned quantiles."""
+        """Raise ValueError unless `fit` learned two or more quantiles."""
         levels = self.predictor_.settings.quantiles
         if len(levels) < 2:
             raise ValueError(
@@ -901,8 +927,10 @@ quantiles, linear_baseline, season, calendar, least, refit
         n: int = 1,
         seed: Sequence[int] = (),
     ) -> Values:
-        """Return n paths (n, steps, C) after a series, each fed back beyond the horizon as if
-        observed: sample paths with a width of intervals, and means without one.
+        """Return n paths (n, steps, C) after a series: sample paths if you give the `width` of
+        intervals, else means.
+
+        Beyond the horizon each path is fed back as if it had been observed.
         """
         p = self.predictor_
         if width is not None:
@@ -922,7 +950,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
 
 def _arrays_of(fitted: Predictor) -> dict[str, Any]:
-    """Return the arrays of one network for a file."""
+    """Return the arrays of one predictor for a file."""
     intervals = {f"intervals.{name}": array for name, array in fitted.intervals._asdict().items()}
     arrays = fitted.combination.arrays() | intervals
     return {"params": fitted.params, "spread": fitted.spread, **arrays}

@@ -1,4 +1,4 @@
-"""X, y and weights as scikit-learn and its users give them, made into sequences and targets."""
+"""Convert X, y and sample weights, in scikit-learn's forms, to sequences and targets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MANY = (
 
 
 class InputSequences(NamedTuple):
-    """Sequences (T_i, D) of float64, or lists of symbols, and how they were given.
+    """Sequences (T_i, D) of float64, or lists of symbols, and the form in which they came.
 
     Attributes
     ----------
@@ -31,7 +31,8 @@ class InputSequences(NamedTuple):
     is_table : bool
         Whether X was a table (N, T) whose columns are steps.
     features : int
-        The number of features as scikit-learn counts them: the columns of a table, or the width D.
+        The number of features as scikit-learn counts them: the columns of a table, or else the
+        width D.
     names : list of str or None
         The names of the columns of a table.
     """
@@ -43,16 +44,16 @@ class InputSequences(NamedTuple):
 
 
 def sequences(where: str, X: Any, tables: bool = True, missing: bool = False) -> InputSequences:
-    """Return X as sequences.
+    """Return X as a list of sequences.
 
     Parameters
     ----------
     where : str
         The caller, for errors.
     X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T), D = 1
-        An array of objects (N,) and a Series of pandas or Polars are lists.
+        An array of objects (N,) and a Series of pandas or Polars count as lists.
     tables : bool
-        Whether a list of lists of one length is the rows of a table.
+        Whether a list of lists of equal length counts as the rows of a table.
     missing : bool
         Whether numbers may be NaN.
 
@@ -63,8 +64,8 @@ def sequences(where: str, X: Any, tables: bool = True, missing: bool = False) ->
     Raises
     ------
     TypeError, ValueError
-        X is none of these, or holds numbers that are missing, though they may not be, infinite, or
-        so large that their squares overflow.
+        X has none of these forms. A number is missing although `missing` is False, is infinite, or
+        is so large that its square overflows.
     """
     if hasattr(X, "toarray"):
         raise TypeError(f"{where}: X is sparse, which is not supported; X.toarray() makes it dense")
@@ -92,11 +93,12 @@ def sequences(where: str, X: Any, tables: bool = True, missing: bool = False) ->
 
 
 def scaled(row: Host, mean: Host, std: Host, average: Host | None) -> Host:
-    """Return a sequence (T, D) scaled; with averages of features, (T, 2D).
+    """Return a sequence (T, D) scaled by mean and deviation, and with an indicator of missing
+    numbers (T, 2D) if you give averages.
 
-    Then NaN is replaced by the last value of the feature, and before its first value by its
-    average. A second column for each feature is 1 where it was NaN, and else 0 (Lipton et al. 2016;
-    "forward" in Che et al. 2018).
+    With averages, the last value of the feature replaces NaN; before the first value, its average
+    does. A second column for each feature is 1 at the steps where it was NaN, else 0 (Lipton et al.
+    2016; "forward" in Che et al. 2018).
 
     Parameters
     ----------
@@ -130,7 +132,7 @@ def _of_list(where: str, X: Any, missing: bool) -> InputSequences:
 
 
 def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) -> tuple[str, Host]:
-    """Return what y holds, as `SequenceClassifier` says, and its labels.
+    """Return the kind of target that y holds, by the rules of `SequenceClassifier`, and its labels.
 
     Parameters
     ----------
@@ -138,19 +140,19 @@ def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) 
         The caller, for errors.
     y : array (N,), (N, T) or (N, L), or list of arrays (T_i,)
     lengths : list of int
-        Those of the N sequences.
+        Steps of each of the N sequences.
     every_step : bool, optional
-        Whether y has a label for each step, by default where its form says so.
+        Whether y has a label for each step; by default its form decides.
 
     Returns
     -------
     kind : {"sequence", "step", "multilabel"}
-    labels : array (N,), those of all steps in a row (sum of T_i,), or float64 (N, L) of 0 and 1
+    labels : array (N,), (sum of T_i,) for all steps one after another, or float64 (N, L) of 0 and 1
 
     Raises
     ------
     ValueError
-        The number of labels is another, a label is missing, or they are of several kinds.
+        The number of labels is wrong, a label is missing, or labels are of several kinds.
     """
     rows = _rows(where, y, each=bool(every_step))
     widths = [len(row) for row in rows]
@@ -185,7 +187,7 @@ def labels(where: str, y: Any, count: int, name: str = "y") -> Host:
     Raises
     ------
     ValueError
-        The number of labels is not `count`, a label is missing, or they are of several kinds.
+        The number of labels is not `count`, a label is missing, or labels are of several kinds.
     """
     array = _column(where, y, count, False, name)
     listed = y if isinstance(y, list | tuple) else array.tolist()
@@ -205,7 +207,7 @@ def labels(where: str, y: Any, count: int, name: str = "y") -> Host:
 
 
 def targets(where: str, y: Any, count: int) -> Host:
-    """Return targets on the host as float64, (N,) or (N, O); raises ValueError or TypeError as
+    """Return targets on the host as float64, (N,) or (N, O); raise ValueError or TypeError as
     `sequences` does.
     """
     array = _numbers(where, "y", _column(where, y, count, True))
@@ -216,11 +218,11 @@ def targets(where: str, y: Any, count: int) -> Host:
 def weights(
     where: str, sample_weight: Any, count: int, lengths: list[int] | None = None
 ) -> Host | None:
-    """Return the weights of samples (N,), or None; raises ValueError unless they are numbers from 0
-    up.
+    """Return the weights of samples (N,), or None; raise ValueError unless all are numbers of at
+    least 0.
 
-    With the `lengths` of sequences a sample is a step, (sum of T_i,); each may have its own weight,
-    or all those of a sequence one.
+    With the `lengths` of sequences, every step is a sample, (sum of T_i,). Each step may then have
+    its own weight, or each sequence one weight for all of its steps.
     """
     if sample_weight is None:
         return None
@@ -245,7 +247,7 @@ def weights(
 
 
 def is_foreign(X: Any) -> bool:
-    """Return whether X is an array of a library other than NumPy, and no table."""
+    """Return whether X is an array of another library than NumPy; tables are not."""
     return (
         hasattr(X, "dtype")
         and not isinstance(X, np.ndarray)
@@ -254,8 +256,8 @@ def is_foreign(X: Any) -> bool:
 
 
 def _is_regular(X: Any) -> bool:
-    """Return whether a list is a table written out, and not one of arrays or of sequences of
-    unequal length.
+    """Return whether a list holds the rows of a table, and neither arrays nor sequences of unequal
+    length.
     """
     return len(
         {len(row) if isinstance(row, list | tuple) else None for row in X}
@@ -265,13 +267,14 @@ def _is_regular(X: Any) -> bool:
 def _rows(
     where: str, values: Any, name: str = "y", entry: str = "label", each: bool = False
 ) -> list[Any]:
-    """Return the rows of an array or of a list, none where none of its entries is a row, though
-    `each` should be; `entry` names one in words.
+    """Return the rows of an array or of a list, or an empty list if no entry is a row.
+
+    With `each`, every entry must be a row. `entry` names an entry in error messages.
 
     Raises
     ------
     ValueError
-        Some entries are rows and others are not.
+        Some entries are rows and others are not, or `each` is set and none is.
     """
     is_list = isinstance(values, list | tuple)
     rows = [*(values if is_list else np.atleast_1d(_host(where, name, values)))]
@@ -286,13 +289,13 @@ def _rows(
 
 
 def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> Host:
-    """Return y on the host, (N,), or (N, O) where `columns` are allowed."""
+    """Return y on the host, (N,), or (N, O) if several `columns` are allowed."""
     if y is None:
         raise ValueError(f"{where}: requires y to be passed, but the target y is None")
     array = _host(where, name, y)
     if array.ndim == 2 and array.shape[1] == 1 and not columns:
         words = "A column-vector y was passed when a 1d array was expected; it is taken as (N,)"
-        # Where scikit-learn is in use, the warning is of its class.
+        # If scikit-learn is imported, the warning is of its class.
         sklearn = sys.modules.get("sklearn.exceptions")
         warnings.warn(words, getattr(sklearn, "DataConversionWarning", UserWarning), stacklevel=6)
         array = array[:, 0]
@@ -344,8 +347,9 @@ def _numbers(where: str, name: str, values: Any) -> Host:
 
 
 def _finite(where: str, name: str, array: Host, missing: bool | None = None) -> None:
-    """Raise ValueError unless numbers are finite, and not too large; with `missing` NaN is allowed,
-    which the error of X offers.
+    """Raise ValueError unless all numbers are finite and not too large.
+
+    With `missing`, NaN is allowed. If `missing` is False, the error says how to allow it.
     """
     bad = np.isinf(array) if missing else ~np.isfinite(array)
     if np.any(bad):
@@ -364,6 +368,6 @@ def _finite(where: str, name: str, array: Host, missing: bool | None = None) -> 
 
 
 def _names(X: Any) -> list[str] | None:
-    """Return the names of columns, where all of them are text."""
+    """Return the names of columns if all of them are text, else None."""
     names = [*getattr(X, "columns", ())]
     return names if names and all(isinstance(name, str) for name in names) else None

@@ -1,9 +1,10 @@
-"""Intervals around forecasts, by the errors of forecasts of the past.
+"""Intervals around forecasts, from the errors of past forecasts.
 
-This is split conformal prediction (Vovk et al. 2005) with errors from rolling origins, each made by
-candidates that were fitted to earlier rows only; errors of values that a model is fitted to are too
-small. Errors are counted in units of those that were known at the time, so that intervals follow a
-series whose errors grow or shrink (Xu & Xie 2021; Barber et al. 2023 weigh errors instead).
+This is split conformal prediction (Vovk et al. 2005) with errors from rolling origins. The
+candidates behind each error were fitted to earlier rows only, since errors on rows that a model is
+fitted to are too small. Each error is divided by the size of the errors that were known at its
+time. So intervals follow a series whose errors grow or shrink (Xu & Xie 2021; Barber et al. 2023
+weigh errors instead).
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from xlstm.data.host import Values
 from xlstm.estimators.baselines import mean
 
 NORMAL = np.vectorize(NormalDist().inv_cdf, otypes=[np.float64])
-LARGEST = 4.0  # root mean square errors beyond which an error counts as no larger
-PRIOR = 4.0  # independent errors that a normal distribution counts as much as
-HALF_LIFE = 8  # rows, and at least a horizon, after which the weight of an error is half as large
-HALF_LIVES = 5  # that are looked at; what is older has a weight of 3 %
+LARGEST = 4.0  # root mean square errors at which an error is cut
+PRIOR = 4.0  # weight of a normal distribution, in independent errors
+HALF_LIFE = 8  # rows after which the weight of an error is half as large; at least a horizon
+HALF_LIVES = 5  # how far back errors count; older ones would have a weight of 3 %
 
 
 class Intervals(NamedTuple):
-    """How far quantiles are from the mean.
+    """Distances of quantiles from the mean.
 
     Attributes
     ----------
     spread : array (H, C)
-        Root mean square errors, in the units of series.
+        Root mean square errors, in the units of the series.
     levels : array (C, Q)
-        Quantiles of errors, in units of `spread` and of `width`, one distribution for all steps.
+        Quantiles of errors, in units of `spread` and of `width`; all steps share one distribution.
     """
 
     spread: Values
@@ -41,14 +42,16 @@ class Intervals(NamedTuple):
 
     @classmethod
     def of(cls, errors: Sequence[Values], quantiles: Sequence[float]) -> Intervals:
-        """Return the intervals that errors (M, H, C) of forecasts of each series say.
+        """Return the intervals that follow from errors (M, H, C) of forecasts of each series.
 
-        Forecasts are from successive rows; errors are in the units of series, and NaN where the
-        truth is not known. Forecasts of H steps overlap: if their errors are sums of H independent
-        ones, M of them say as much of a variance as 1.5 M / H that do not overlap. The fewer these
-        are, the more their quantiles are drawn to those of a normal distribution, and the farther
-        they are from the median, as those of Student's distribution are (the first term of Abramowitz
-        & Stegun 1964, 26.7.5).
+        The forecasts are from successive rows. Errors are in the units of the series, and NaN if
+        the truth is not known.
+
+        Forecasts of H steps overlap. If their errors are sums of H independent errors, M of them
+        determine a variance as well as 1.5 M / H forecasts that do not overlap. The smaller this
+        number is, the nearer the quantiles are drawn to those of a normal distribution. They also
+        move away from the median, like the quantiles of Student's distribution (the first term of
+        Abramowitz & Stegun 1964, 26.7.5).
         """
         squares = mean(np.concatenate(errors) ** 2)
         squares = np.where(np.isnan(squares), np.nanmax(squares, axis=0), squares)
@@ -66,16 +69,16 @@ class Intervals(NamedTuple):
         return intervals._replace(levels=np.array(levels))
 
     def standardized(self, errors: Sequence[Values]) -> list[Values]:
-        """Return errors (M, H, C) of each series, in units of `spread` and of the `width` before
-        each forecast.
+        """Return errors (M, H, C) of each series, in units of `spread` and of the `width` at each
+        forecast.
         """
         return [each / (self.spread * self.width(each)[:, None]) for each in errors]
 
     def width(self, errors: Values) -> Values:
-        """Return the root mean square (M, C) of the latest errors that are known before each of
+        """Return the root mean square (M, C) of the latest errors that are known at each of
         successive forecasts, in units of `spread`.
 
-        Errors (M, H, C) are in the units of the series.
+        The errors (M, H, C) are in the units of the series.
         """
         scaled = np.clip(errors / self.spread, -LARGEST, LARGEST)
         latest = errors_of_rows(np.matrix_transpose(scaled**2))
@@ -83,24 +86,25 @@ class Intervals(NamedTuple):
         return np.maximum(np.sqrt(squares), 1 / LARGEST)
 
     def around(self, forecast: Array, width: Array) -> Array:
-        """Return quantiles (M, H, C, Q) around a forecast (M, H, C), for a width (M, C) in the
-        units of the series.
+        """Return quantiles (M, H, C, Q) around a forecast (M, H, C), for a width (M, C).
+
+        The forecast and the width are in the units of the series.
         """
         distance = self.spread * width[:, None]
         return forecast[..., None] + distance[..., None] * self.levels
 
 
 def error_rows(horizon: int) -> int:
-    """Return the number of latest rows whose errors decide about a forecast."""
+    """Return the number of latest rows whose errors set the width of a forecast."""
     return HALF_LIVES * max(HALF_LIFE, horizon)
 
 
 def averages(latest: Values, first: Values, horizon: int) -> Values:
-    """Return for each row the moving average (R, ...) of a first error and of those of the latest
-    rows.
+    """Return for each row the moving average (R, ...) of the errors of the latest rows, starting
+    from a first error.
 
-    It begins as many rows before as `error_rows` says, so that it does not depend on which other
-    rows there are.
+    Each average starts `error_rows` rows before its own row, so that it does not depend on older
+    rows.
     """
     levels = np.array(np.broadcast_to(first, latest.shape))
     weight = 1 - 0.5 ** (1 / max(HALF_LIFE, horizon))
@@ -113,11 +117,10 @@ def averages(latest: Values, first: Values, horizon: int) -> Values:
 
 
 def errors_of_rows(squares: Values) -> Values:
-    """Return the mean error, over steps ahead, of all forecasts of the value before each origin,
-    (R, ...).
+    """Return for each origin the mean error (R, ...) of all forecasts of the value before it.
 
-    Squared errors (R, ..., H) are those of forecasts from successive origins. NaN stands for what
-    is not known.
+    `squares` (R, ..., H) are squared errors of forecasts from successive origins. NaN marks unknown
+    values.
     """
     R = len(squares)
     nothing = np.full(squares.shape[:-1], np.nan)

@@ -1,8 +1,8 @@
-"""The linear autoregression to which the network adds.
+"""The linear autoregression, one of the candidates of a forecaster.
 
 Lai et al. 2018 (LSTNet) put an autoregression beside a network, since networks do not follow the
-scale of their input well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and
-the network learns what is left.
+scale of their input well. Here the weights come from ridge regression (Hoerl & Kennard 1970), and
+the network learns the residuals.
 """
 
 from __future__ import annotations
@@ -21,32 +21,34 @@ from xlstm.estimators.baselines import CHUNK, changes
 from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins, Validated
 from xlstm.estimators.series_scaling import FAR, Origins, SeriesScaling, standard
 
-Penalties = Sequence[tuple[float, float]]  # of lags, and of covariates and a constant
-MOST = 20_000  # rows that are enough for least squares
-ORDERS = (2, 4, 8, 12, 24, 48, 96)  # lags that are tried; the window and whole seasons are, too
+Penalties = Sequence[tuple[float, float]]  # pairs: of lags, and of covariates and a constant
+MOST = 20_000  # most rows for least squares
+ORDERS = (2, 4, 8, 12, 24, 48, 96)  # lags to try, beside the window and whole seasons
 RIDGES = (0.001, 0.01, 0.1, 1.0)  # penalties, in units of the mean square of a lag
-COVARIATE_RIDGES = (0.001, 0.01, 0.1)  # the same for covariates and a constant, in units of one
-CONSTANT_RIDGE = 0.01  # that of a constant alone, which needs no choice
-LONG = 52  # steps of a long season
-WIDTH = 24  # a long season's lags are also averaged over two times this part of it
+COVARIATE_RIDGES = (0.001, 0.01, 0.1)  # for covariates and a constant, in units of 1
+CONSTANT_RIDGE = 0.01  # for a constant alone, without a choice
+LONG = 52  # least steps of a long season
+WIDTH = 24  # lags of a long season of m steps are also averaged over m / WIDTH steps on both sides
 
 
 @dataclass(frozen=True)
 class LinearBaseline:
-    """A linear forecast of each target for each step ahead.
+    """A linear forecast with its own coefficients for each target and each step ahead.
 
     Attributes
     ----------
     order : int
-        Values that it looks back to; it sees by how much the others differ from the last one.
+        Number of latest values that it sees: the last one, and the differences of the others from
+        it.
     seasons : tuple of int
-        Steps of seasons; it also looks one season back from the last value and from the step to
-        predict.
+        Steps of seasons. For each it sees the values one season before the last value and before
+        the step to predict.
     coefficients : array (C, H, K)
-        Those of `order` - 1 differences, a season back from the last value, a constant, static
-        numbers, a season back from the step to predict, and covariates known for it.
+        Coefficients, in this order: `order` - 1 differences, values one season before the last
+        value, a constant, static numbers, values one season before the step to predict, and known
+        covariates of that step.
     ridge, covariate_ridge : float
-        The penalty of the differences, and that of the others.
+        The penalty of the differences, and the penalty of the other coefficients.
     """
 
     order: int
@@ -56,20 +58,18 @@ class LinearBaseline:
     covariate_ridge: float = 0.0
 
     def repeated(self, n: int) -> LinearBaseline:
-        """Return the baseline of n times the targets."""
+        """Return the baseline for n copies of the targets."""
         return replace(self, coefficients=np.tile(self.coefficients, (n, 1, 1)))
 
     @property
     def reach(self) -> int:
-        """Values before an origin that a forecast depends on."""
+        """The number of values before an origin that a forecast depends on."""
         return max(self.order, *(2 * m for m in self.seasons), 1)
 
     def apply(
         self, series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins
     ) -> Values:
-        """Return by how much the targets after each origin differ from the last value, (M, H, C),
-        in `units`.
-        """
+        """Return the forecasts (M, H, C) after each origin, minus the last value, in `units`."""
         changes: Values = forecasts([self], series, scaling, units, origins)[0]
         return changes
 
@@ -81,8 +81,8 @@ def forecasts(
     units: Values,
     origins: Origins,
 ) -> Values:
-    """Return what `LinearBaseline.apply` does for each of several that differ in their coefficients
-    alone, (L, M, H, C).
+    """Return the results of `LinearBaseline.apply` for several baselines that differ only in their
+    coefficients, (L, M, H, C).
     """
     coefficients = np.stack([line.coefficients for line in lines])
     _, C, H, _ = coefficients.shape
@@ -102,7 +102,7 @@ def forecasts(
 
 
 def of_arrays(coefficients: Values, seasons: tuple[int, ...], others: int) -> LinearBaseline:
-    """Return the autoregression of arrays of a file, with `others` covariates."""
+    """Return the autoregression from its arrays in a file, with `others` covariates."""
     order = coefficients.shape[2] - others - 2 * len(_sources(seasons))
     if order < 1:
         raise ValueError(
@@ -129,8 +129,7 @@ def fit(
     """Return a linear autoregression for each penalty, fitted to the values before the rows
     `stops`.
 
-    Windows that reach back before the beginning of their series do not count, if there are enough
-    others.
+    Windows that would begin before their series are left out, if there are enough others.
     """
     H = rolling.horizon
     line = LinearBaseline(order, seasons, np.empty(0))
@@ -164,8 +163,7 @@ def fit(
     ]
 
 
-# The systems are small: threads of BLAS would mostly wait for each other, long where the cores have
-# other work.
+# The systems are small: threads of BLAS would mostly wait for each other, for long on busy cores.
 @cores.one_thread()
 def _solved(
     line: LinearBaseline, same: Values, by_step: Values, y: Values, penalties: Penalties
@@ -181,7 +179,7 @@ def _solved(
     lags[same.shape[1] : same.shape[1] + seasonal] = True
     weights = np.zeros((len(penalties), H, K))
     lagged = same[:, lags[: same.shape[1]]]
-    size = max(float(np.sum(lagged**2)) / max(1, lagged.size), 1e-12)  # their mean square
+    size = max(float(np.sum(lagged**2)) / max(1, lagged.size), 1e-12)  # mean square of the lags
     for h in range(H):
         there = ~np.isnan(y[:, h])
         A = np.concatenate((same[there], by_step[there, h]), axis=1)
@@ -195,7 +193,7 @@ def _solved(
 
 
 def _sources(seasons: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return each season that is looked back, and how many steps beside its end are averaged."""
+    """Return each season to look back, with the number of steps to average on both sides."""
     pairs = [(m, 0) for m in seasons]
     return pairs + [(m, m // WIDTH) for m in seasons if m >= LONG]
 
@@ -209,10 +207,11 @@ def _design(
     horizon: int,
     c: int,
 ) -> tuple[Values, Values]:
-    """Return the numbers that all steps ahead see, (M, K - F), and those of each step, (M, H, F).
+    """Return the inputs that all steps ahead share, (M, K - F), and the inputs of each step, (M, H,
+    F).
 
-    Before its beginning a series is as at its beginning, and the last row of the covariates stands
-    for those that are missing.
+    Before its beginning, a series counts as constant. The last row of the covariates replaces
+    missing ones.
     """
     column = series.known[:, c]
     last = column[origins - 1]
@@ -239,7 +238,7 @@ def _relative(values: Values, last: Values, unit: float) -> Values:
 
 
 def _averaged(column: Values, width: int) -> Values:
-    """Return the averages of values (N,) and of `width` values on both sides."""
+    """Return the averages of values (N,), each with `width` values on both sides."""
     if width == 0:
         return column
     total = np.concatenate(([0.0], np.cumsum(column)))
@@ -251,8 +250,8 @@ def _averaged(column: Values, width: int) -> Values:
 
 
 def candidate(rolling: RollingOrigins, settings: Any) -> Validated[LinearBaseline]:
-    """Return the linear autoregression of the least validation error, of some orders, penalties and
-    seasons.
+    """Return the linear autoregression with the smallest validation error, among several orders,
+    penalties and seasons.
     """
     has_covariates = rolling.several[0].future.shape[1] + len(rolling.several[0].static) > 0
     ridges = COVARIATE_RIDGES if has_covariates else (CONSTANT_RIDGE,)
@@ -283,10 +282,10 @@ def refit(rolling: RollingOrigins, stops: Sequence[int], line: LinearBaseline) -
 
 
 def _orders(rolling: RollingOrigins, settings: Any) -> list[int]:
-    """Return the orders that are tried: the one of the settings, or those that the longest series
-    has room for.
+    """Return the orders to try: the order in the settings, or those that fit into the longest
+    series.
 
-    Short ones do not limit it: windows that reach back before their beginning do not count.
+    Short series do not limit them: windows that begin before their series are left out.
     """
     if not isinstance(settings.linear_baseline, str):
         return [settings.linear_baseline]

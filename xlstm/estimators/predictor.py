@@ -1,5 +1,5 @@
-"""The network of a forecaster beside its other candidates: settings, windows, examples, loss and
-forecasts.
+"""The predictor of a forecaster, which adds a network to the other candidates: settings, windows,
+examples and forecasts.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import Origins, SeriesScaling, scales, standard
 from xlstm.models.sequence import SequenceModel, sequence_model
 
-# the network's first weights of its head, as a share of the usual: it begins near the average
+# scale of the head's initial weights: small, so that the first forecasts are near the average
 HEAD = 0.1
-NARROWEST = 1e-3  # least residual of the average, as a share of a window's scale
+NARROWEST = 1e-3  # least unit of residuals, as a share of a window's scale
 
 
 @dataclass(kw_only=True)
 class Settings:
-    """How a `Forecaster` is built and trained, checked.
+    """The parameters of a `Forecaster` that decide how it is built and trained, checked.
 
     Attributes
     ----------
     window : int, optional
-        Steps that the network looks back; by default 48, or half of the training part of the
-        shortest series where that is less.
+        Steps that the network looks back. By default it is 48, or half of the training part of the
+        shortest series if that is less.
     horizon : int
         Steps ahead that are predicted at once.
     hidden_size : int
-        Units of the recurrent layers.
+        Units of each recurrent layer.
     epochs : int
         Most passes over the training part.
     patience : int
@@ -47,13 +47,13 @@ class Settings:
     learning_rate, weight_decay : float
         Options of AdamW.
     batch_size : int
-        Windows of a batch.
+        Windows of a mini-batch.
     clip : float
-        Limit of the global gradient norm.
+        Limit of the global norm of the gradient.
     averaging : float
-        Decay of the moving average of the weights that is kept.
+        Decay of the moving average of the weights that is validated and kept.
     seed : int
-        Decides initial weights and the order of batches.
+        Seed of the initial weights and of the order of batches.
     precision : {"float16", "bfloat16", "tf32"}, optional
         Arithmetic of training, on a GPU; the weights stay float32. See `xlstm.precision`.
     cell : {"lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm"}
@@ -63,30 +63,30 @@ class Settings:
     bidirectional : bool
         Read a window in both directions.
     dropout : float
-        Between layers.
+        Rate of dropout between layers.
     candidates : list of str, or "auto"
-        The methods that may forecast, some of "linear", "smoothing", "theta" and "network". With
-        "auto" validation decides whether the network is one of them; in a list it always is.
+        The methods that may forecast: some of "linear", "smoothing", "theta" and "network". With
+        "auto", validation decides whether the network forecasts. If you name "network" in a list,
+        it always does.
     quantiles : list of float
-        Quantiles that are predicted beside the mean; without any there are no intervals.
+        Quantiles that are predicted beside the mean. If it is empty, there are no intervals.
     linear_baseline : int or "auto"
-        Steps that the linear autoregression looks back; 0 for none. With "auto" its errors from
-        rolling origins decide.
+        Steps that the linear autoregression looks back; 0 for no autoregression. With "auto",
+        errors from rolling origins decide.
     season : int, tuple of two int, or "auto"
-        Steps of a season, or of two, such as 24 and 168, for all candidates but the network, at
-        most 100,000; 0 for none. With "auto" they are looked for in the series. The seasonal naive
-        forecast repeats the shorter one.
+        Steps of a season, or of two seasons such as 24 and 168, at most 100,000; 0 for none. All
+        candidates but the network use them. With "auto", `fit` looks for seasons in the series. The
+        seasonal naive forecast repeats the shorter one.
     calendar : bool or "auto"
-        Look at the time of the year, the week and the day, where there are dates. With "auto" the
-        errors of the candidates from rolling origins decide.
+        Use the time of the year, the week and the day as covariates, if there are dates. With
+        "auto", the errors of the candidates from rolling origins decide.
     least : float, optional
-        Forecasts and intervals do not go below it, such as 0 for counts and prices.
+        Lower limit of forecasts and intervals, such as 0 for counts and prices.
     refit : bool
-        Choose and fit all candidates but the network once more on all rows, before anything beyond
-        them is predicted.
+        Choose and fit all candidates but the network once more on all rows, for `predict`.
     """
 
-    window: Any = None  # int or None; of what is fitted int
+    window: Any = None  # int or None, and int once fitted
     horizon: int = 1
     hidden_size: int = 50
     epochs: int = 100
@@ -116,7 +116,7 @@ class Settings:
 
 
 def finite(forecast: Values) -> Values:
-    """Return a forecast; FloatingPointError unless it is finite."""
+    """Return a forecast; raise FloatingPointError unless it is finite."""
     if not np.all(np.isfinite(forecast)):
         raise FloatingPointError(
             "Forecaster: the forecast is not finite; the series or what was fitted is too large"
@@ -126,7 +126,7 @@ def finite(forecast: Values) -> Values:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Forecasts of windows: last value + average of the other candidates + network.
+    """Forecasts after windows: last value + average of the other candidates + network.
 
     Attributes
     ----------
@@ -136,12 +136,12 @@ class Predictor:
     combination : Combination
         The average of the other candidates, to which the network adds.
     spread : array (H, C), or None before it is known
-        Root mean square of what the combination leaves, in scales of the window; the unit of the
-        network.
+        Root mean square of the residuals of the combination, in scales of the window: the unit of
+        the network's output.
     intervals : Intervals, or None before they are known
     model : SequenceModel
     params : dict of str to array
-        The network's weights.
+        Weights of the network.
     """
 
     settings: Settings
@@ -154,22 +154,22 @@ class Predictor:
     params: Params
 
     def forecast(self, series: TimeSeries, units: Values, origins: Origins) -> Values:
-        """Return the mean (M, H, C) after the windows of a series.
+        """Return the mean forecasts (M, H, C) after windows of a series.
 
-        Its units (C,) are those of `SeriesScaling.of`. A forecast that is not finite raises
+        `units` (C,) are those of `SeriesScaling.of`. A forecast that is not finite raises
         FloatingPointError.
         """
         return self.finished(*self.before(series, units, origins))
 
     def finished(self, x: Array, base: Values, scale: Values) -> Values:
-        """Return the mean of what `before` returns."""
+        """Return the mean forecasts from the three results of `before`."""
         return finite(self.after(self._output(x), base, scale))
 
     def before(
         self, series: TimeSeries, units: Values, origins: Origins
     ) -> tuple[Array, Values, Values]:
-        """Return windows (T, M, D) as the network sees them, the forecast below it (M, H, C), and
-        the scale (M, C).
+        """Return windows (T, M, D) as the network sees them, the forecast without the network (M,
+        H, C), and the scale (M, C).
         """
         x, scale = self.windows(series, units, origins)
         return x, self.base(series, units, origins), scale
@@ -180,16 +180,18 @@ class Predictor:
         return series.known[origins - 1, None] + changes
 
     def after(self, y: Array, base: Array, scale: Array) -> Array:
-        """Return the mean (M, H, C) that the network's y makes of what is below it."""
+        """Return the mean forecasts (M, H, C): `base` plus the network's output y in the units of
+        the series.
+        """
         return self.limited(base + self._in_units(y, scale))
 
     def added(self, series: TimeSeries, units: Values, origins: Origins) -> Values:
-        """Return what the network adds to forecasts without it, (M, H, C)."""
+        """Return the network's part (M, H, C) of forecasts."""
         x, scale = self.windows(series, units, origins)
         return finite(self._in_units(self._output(x), scale))
 
     def _output(self, x: Array) -> Values:
-        """Return the network's output after windows."""
+        """Return the network's output for windows."""
         y, _, _ = self.model.forward(self.params, x, train=False)
         return to_numpy(y).astype(np.float64)
 
@@ -199,13 +201,11 @@ class Predictor:
         return outputs * (self.spread * scale[:, None])
 
     def quantiles(self, mean: Array, width: Array) -> Array:
-        """Return quantiles (M, H, C, Q) around the mean, for a width (M, C) of intervals."""
+        """Return quantiles (M, H, C, Q) around the mean, for intervals of a width (M, C)."""
         return self.limited(self.intervals.around(mean, width))
 
     def shared(self, share: float, combination: Combination) -> Predictor:
-        """Return a predictor with other candidates, to which the network adds a share of what it
-        did.
-        """
+        """Return a predictor with other candidates, and the network's output scaled by `share`."""
         head = {name: share * self.params[name] for name in ("head.W", "head.b")}
         return replace(self, combination=combination, params=self.params | head)
 
@@ -215,11 +215,11 @@ class Predictor:
         return self.backend.asarray(self.inputs(series, scale, origins)), scale
 
     def inputs(self, series: TimeSeries, scale: Values, origins: Origins) -> Values:
-        """Return windows (T, M, D): differences from the last value, then covariates, static
+        """Return windows (T, M, D): differences from the last value, then covariates, with static
         numbers last.
 
-        Covariates that are known in advance are there twice, as they are at a step and as they will
-        be a horizon later, so that a window holds the numbers of the steps that are predicted.
+        Covariates that are known in advance appear twice: at their own step, and one horizon later.
+        So a window also holds them for the steps to predict.
         """
         rows = origins - np.arange(self.settings.window, 0, -1)[:, None]  # (T, M)
         later = np.minimum(rows + self.settings.horizon, len(series.future) - 1)
@@ -235,18 +235,18 @@ class Predictor:
         return np.concatenate(parts, axis=2)
 
     def limited(self, ahead: Values) -> Values:
-        """Return forecasts that are not below the least value that there can be."""
+        """Return forecasts, raised to the parameter `least` where they are below it."""
         return ahead if self.settings.least is None else np.maximum(ahead, self.settings.least)
 
 
 @dataclass(frozen=True)
 class Exported(Predictor):
-    """Forecasts that are written as ONNX.
+    """A predictor whose forecasts are written as ONNX.
 
     Attributes
     ----------
     run : callable or None
-        Writes the network; None where there is none.
+        Writes the network; None if there is no network.
     """
 
     run: Any
@@ -258,21 +258,24 @@ class Exported(Predictor):
 
 @dataclass(frozen=True)
 class Examples(ByRows):
-    """Windows with what a network is to predict after each of them, in shuffled batches. Windows
-    are made as needed.
+    """Windows and the residuals that the network learns to predict after them, in shuffled batches.
+
+    Each batch makes its windows when it is needed.
 
     Attributes
     ----------
     predictor : Predictor
     several : list of S TimeSeries
     series : array (M,)
-        The series of each window.
+        Number of the series of each window.
     origins : array (M,)
         The first row after each window.
     scale : array (M, C)
+        Scale of each window.
     target : array (M, H * C)
+        The residuals, in units of `scale` and `predictor.spread`.
     mask : bool array (M, H * C)
-        Targets that are there.
+        Whether each target is known.
     """
 
     predictor: Predictor
@@ -306,10 +309,11 @@ def examples(
     stops: Sequence[int],
     spread: Values | None = None,
 ) -> Examples:
-    """Return examples of windows before the origins of each fold and series, with targets before the
-    rows `stops`, of what the candidates of the fold leave.
+    """Return examples for the network: windows before the origins of each fold and series, and the
+    residuals of the candidates of that fold.
 
-    Their predictor is `predictor` with a spread, by default that of these examples.
+    Targets end before the rows `stops`. The predictor of the examples is `predictor` with `spread`,
+    by default computed from these examples.
     """
     s = predictor.settings
     parts = []
@@ -350,6 +354,8 @@ def network(settings: Settings, scaling: SeriesScaling) -> SequenceModel:
 
 
 def first_weights(predictor: Predictor, share: float = HEAD) -> Params:
-    """Return first weights: a head near zero, or of zeros for a share of 0."""
+    """Return initial weights whose head is scaled by `share`: near zero by default, and all zeros
+    for a share of 0.
+    """
     params = predictor.model.init(predictor.settings.seed, predictor.backend)
     return params | {"head.W": share * params["head.W"], "head.b": 0 * params["head.b"]}

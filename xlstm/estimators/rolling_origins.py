@@ -1,4 +1,4 @@
-"""Forecasts from rolling origins, by which candidates are validated."""
+"""Rolling origins: the rows of the past from which candidates forecast for validation."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from xlstm.estimators import baselines
 from xlstm.estimators.baselines import mean
 from xlstm.estimators.series_scaling import Origins, SeriesScaling
 
-FOLDS = 4  # each takes a fit of every candidate to all rows before it
-ORIGINS = 400  # of a series, at most, so that the time does not grow with its length
+FOLDS = 4  # each needs a fit of every candidate to all rows before it
+ORIGINS = 400  # most origins of a series, so that the time does not grow with its length
 Candidate = TypeVar("Candidate", covariant=True)
 
 
 class Validated(NamedTuple, Generic[Candidate]):
-    """A fitted candidate and its validation error.
+    """A fitted candidate with its validation error.
 
     Attributes
     ----------
     candidate : LinearBaseline or Smoothing
     error : float
-        The mean square error from rolling origins, relative to that of repeating the last value.
+        The mean square error from rolling origins, relative to the error of repeating the last
+        value.
     folds : list of LinearBaseline or of Smoothing
-        The candidate as it was fitted to the rows before each fold; no file keeps them.
+        The candidate fitted to the rows before each fold; no file keeps these.
     """
 
     candidate: Candidate
@@ -39,8 +40,9 @@ class Validated(NamedTuple, Generic[Candidate]):
 
 @dataclass(frozen=True)
 class RollingOrigins:
-    """Series up to the rows `stops`, and origins in their second half, one row after another, from
-    which candidates forecast for validation.
+    """Series up to the rows `stops`, and the origins from which candidates forecast for validation.
+
+    Origins are successive rows in the second half of each series.
     """
 
     several: Sequence[TimeSeries]
@@ -52,9 +54,10 @@ class RollingOrigins:
 
     @cached_property
     def cuts(self) -> list[list[int]]:
-        """The row of each series at which each fold begins, and the end of the last one.
+        """The first row of each fold in each series, and the end of the last fold.
 
-        They begin after the first longest season, if half of the rest is left.
+        The first fold begins in the second half, after one longest season if a quarter of the rows
+        is left then.
         """
         stops = np.array(self.stops)
         begins = np.maximum(stops // 2, np.minimum(max(self.seasons, default=0), stops * 3 // 4))
@@ -63,19 +66,17 @@ class RollingOrigins:
 
     @property
     def periods(self) -> tuple[int, ...]:
-        """The seasons that the longest series has seen once before the first fold."""
+        """The seasons that the longest series has seen at least once before the first fold."""
         return tuple(m for m in self.seasons if m <= max(self.cuts[0]))
 
     def fold(self, k: int) -> Iterator[tuple[TimeSeries, Values, Origins, int]]:
-        """Return each series, its units, its origins in a fold, and the row that it stops at."""
+        """Return each series with its units, its origins in fold k, and its row of `stops`."""
         origins = [np.arange(*ends) for ends in zip(self.cuts[k], self.cuts[k + 1], strict=True)]
         return zip(self.several, self.scaling.units, origins, self.stops, strict=True)
 
     @cached_property
     def truth(self) -> Values:
-        """By how much the targets after each origin differ from the last value, (M, H, C), in
-        units.
-        """
+        """The targets (M, H, C) after each origin, minus the last value, in units."""
         return np.concatenate(
             [
                 baselines.changes(series, origins, self.horizon, stop, units)
@@ -86,7 +87,7 @@ class RollingOrigins:
 
     @cached_property
     def naive_squares(self) -> Values:
-        """The mean square of these changes, (H, C)."""
+        """The mean square of `truth`, (H, C): the error of repeating the last value."""
         squares = mean(self.truth**2)
         if np.any(missing := np.all(np.isnan(squares), axis=0)):
             raise ValueError(
@@ -101,8 +102,8 @@ class RollingOrigins:
         return (sum(self.cuts[FOLDS]) - sum(self.cuts[0])) / self.horizon
 
     def error(self, ahead: Values) -> float:
-        """Return the error of forecasts from all origins, relative to that of repeating the last
-        value.
+        """Return the mean square error of forecasts from all origins, relative to repeating the
+        last value.
         """
         squares = mean((ahead - self.truth) ** 2)
         return float(np.nanmean(squares / self.naive_squares))

@@ -1,11 +1,11 @@
-"""Sample paths of what comes after a series, drawn from forecast quantiles.
+"""Sample paths after the end of a series, drawn from forecast quantiles.
 
-The errors of the steps of one forecast go together: where a step turns out higher than forecast,
-the next one mostly does, too. Steps that were drawn one by one would give paths that jump, and sums
-over them whose spread is too small; a common level of all steps would make it too large. So a path
-takes the levels of a forecast of the past: the ranks of its errors among those of the other
-forecasts, step by step (the Schaake shuffle, Clark et al. 2004, and empirical copula coupling,
-Schefzik et al. 2013). Each step alone has the forecast quantiles.
+Errors of successive steps are correlated: if a step turns out higher than forecast, the next one
+mostly does, too. Steps drawn independently would give paths that jump, and sums over a path would
+have too small a spread. With one level for all steps, their spread would be too large. So each path
+takes its levels from one past forecast: at every step, the rank of its error among the errors of
+the other forecasts (the Schaake shuffle, Clark et al. 2004, and empirical copula coupling, Schefzik
+et al. 2013). Each step by itself has the forecast quantiles.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from xlstm.estimators.intervals import NORMAL
 from xlstm.estimators.predictor import Predictor
 
 log = logging.getLogger("xlstm")
-RANKED = 500  # forecasts whose ranks are stored, of all series
-FARTHEST = 1e-9  # least level that is drawn, and least distance from 1
-LONG = 10.0  # seconds from which on a forecast says how long it takes
-PATHS = 1000  # that quantiles beyond the horizon are taken of
+RANKED = 500  # most forecasts, of all series, whose ranks are stored
+FARTHEST = 1e-9  # least drawn level, and its least distance from 1
+LONG = 10.0  # seconds: a longer forecast says in the log how long it takes
+PATHS = 1000  # sample paths behind quantiles beyond the horizon
 
 
 def ranks(errors: Sequence[Values]) -> Values:
-    """Return the ranks of errors among those of the same step and target, from 0 on, (K, H, C).
+    """Return the ranks of errors, from 0 on, among those of the same step and target, (K, H, C).
 
-    Errors (M, H, C) of each series are those of forecasts from successive rows; the last ones, of
-    which not all are known, are left out, and a gap counts as no error. Evenly spaced ones are taken
-    of more than RANKED.
+    Errors (M, H, C) of each series come from forecasts of successive rows. The last forecasts,
+    whose errors are not all known, are left out, and a gap counts as an error of 0. If there are
+    more than RANKED forecasts, evenly spaced ones are used.
     """
     horizon = errors[0].shape[1]
     whole = [each[: max(1, len(each) - horizon + 1)] for each in errors]
@@ -47,21 +47,23 @@ def ranks(errors: Sequence[Values]) -> Values:
 def draw(
     quantiles: Values, levels: Sequence[float], ranked: Values, rng: np.random.Generator, n: int
 ) -> Values:
-    """Return paths (n, H, C) of one forecast, or of n, with quantiles (1 or n, H, C, Q)."""
+    """Return paths (n, H, C) of one forecast, or one path of each of n forecasts, from their
+    quantiles (1 or n, H, C, Q).
+    """
     drawn = (ranked[rng.integers(len(ranked), size=n)] + rng.random((n, 1, 1))) / len(ranked)
     return at_levels(quantiles, levels, np.clip(drawn, FARTHEST, 1 - FARTHEST))
 
 
 def at_levels(quantiles: Values, levels: Sequence[float], others: Values) -> Values:
-    """Return the quantiles of other levels (n, H or 1, C or 1), (n, H, C), of forecasts whose
-    quantiles (1 or n, H, C, Q) of two or more levels are known.
+    """Return the quantiles (n, H, C) at the levels `others` (n, H or 1, C or 1), from two or more
+    known quantiles (1 or n, H, C, Q) of each forecast.
 
-    Between these, and beyond the outermost, they go on as those of a normal distribution do.
+    Between the known quantiles and beyond them, they continue like those of a normal distribution.
     """
     z = NORMAL(others)
     inner = NORMAL(levels)
     low = len(levels) // 2
-    high = (len(levels) - 1) // 2  # the tails are as wide as the sides of the middle say
+    high = (len(levels) - 1) // 2  # tails continue the slope from the middle to the outermost level
     first = quantiles[..., :1]
     last = quantiles[..., -1:]
     end = NORMAL(1 - FARTHEST)
@@ -78,8 +80,10 @@ def at_levels(quantiles: Values, levels: Sequence[float], others: Values) -> Val
 
 
 def announced(steps: int, horizon: int) -> Iterator[int]:
-    """Yield the first step of each horizon; a long forecast says how long it takes once a part of
-    it is done.
+    """Yield the first step of each horizon.
+
+    If the whole forecast will take long, a warning in the log says how long, once a part of it is
+    done.
     """
     firsts = range(0, steps, horizon)
     unsaid = True
@@ -99,11 +103,11 @@ def announced(steps: int, horizon: int) -> Iterator[int]:
 def before(
     predictor: Predictor, series: TimeSeries, units: Values, ahead: Values
 ) -> tuple[Array, Values, Values]:
-    """Return what `Predictor.before` does after each of n paths (n, t, C) behind a series; past
-    covariates stay.
+    """Return the results of `Predictor.before` after each of n paths (n, t, C) that continue a
+    series; past covariates keep their last values.
 
-    For the other candidates paths are further targets, and for the network series behind each
-    other. Rows that are too old to reach a forecast are left out.
+    The other candidates see paths as more targets, and the network sees them as series one after
+    another. Rows that are too old to influence a forecast are left out.
     """
     n, t, C = ahead.shape
     s = predictor.settings

@@ -1,6 +1,4 @@
-"""The seasons of a series: after how many steps it repeats, judged by its changes from step to
-step.
-"""
+"""Find the seasons of a series, the numbers of steps after which it repeats, by its changes."""
 
 from __future__ import annotations
 
@@ -13,36 +11,35 @@ from xlstm.arrays import checks
 from xlstm.data.host import Values
 
 LENGTHS = (4, 7, 12, 24, 48, 52)  # steps: quarters, days, months, hours, half hours and weeks
-# The longer season that goes with a shorter one: weeks of hours and of half hours, and a year of
-# days.
+# The longer season beside a shorter one: a week of hours or of half hours, and a year of days.
 LONGER = {24: 168, 48: 336, 7: 365}
-SHARE = 0.1  # least share of the variance of changes that a season explains, with certainty
-CERTAIN = 2.0  # standard deviations of what a season explains of noise
-SOME = 0.5  # the same for a longer season, which errors decide about
-MORE = 0.05  # least share of what a season leaves that the longer one explains
-LEAST = 2.0  # seasons that a series has at least
-LEAST_LONGER = 1.5  # the same of the longer of two, whose beginning comes twice then
-SMOOTH = 52  # steps from which on a season is looked for in means of a thirteenth of it, too
-OUTLIER = 6.0  # median absolute deviations beyond which a change counts as no larger
+SHARE = 0.1  # least share of the variance of changes that a season surely explains
+CERTAIN = 2.0  # standard deviations, by noise, that count as sure
+SOME = 0.5  # the same for a longer season, about which validation errors decide
+MORE = 0.05  # least share of the shorter season's residual variance that the longer one explains
+LEAST = 2.0  # least number of seasons in a series
+LEAST_LONGER = 1.5  # the same for the longer of two: the first half then occurs twice
+SMOOTH = 52  # least steps of a season that is also looked for in means over a thirteenth of it
+OUTLIER = 6.0  # median absolute deviations at which a change is cut
 SEASONAL = 0.2  # least autocorrelation of a season of any length
-NEAR = 0.9  # a shorter season is taken where it explains this share of the best
+NEAR = 0.9  # a shorter season wins if it explains at least this share of the best
 SHORTEST = 4  # steps of the shortest season of any length
-LONGEST = 100_000  # steps of a season, whose states are as many
+LONGEST = 100_000  # steps of the longest season; it has as many states
 
 
 def listed(season: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Return the seasons that a parameter sets, the shorter one first; 0 is none."""
+    """Return the seasons of the parameter as a tuple, the shorter one first; 0 means none."""
     seasons = season if isinstance(season, tuple) else (season,)
     return tuple(sorted({m for m in seasons if m > 1}))
 
 
 def parameter(seasons: tuple[int, ...]) -> int | tuple[int, ...]:
-    """Return seasons as a parameter has them: 0 for none, one number, or a tuple of two."""
+    """Return seasons in the form of the parameter: 0 for none, one number, or a tuple of two."""
     return seasons if len(seasons) > 1 else sum(seasons)
 
 
 def check(where: str, name: str, value: Any) -> int | tuple[int, ...]:
-    """Return the steps of a season, 0 for none, or of two."""
+    """Check the parameter `season`: steps of one season, 0 for none, or two seasons."""
     kinds = (Integral, list, tuple)
     checks.instance(kinds, "'auto', a whole number, or two whole numbers")(where, name, value)
     if isinstance(value, list | tuple):
@@ -54,8 +51,8 @@ def check(where: str, name: str, value: Any) -> int | tuple[int, ...]:
 
 
 def of_array(name: str, array: Values) -> tuple[int, ...]:
-    """Return the seasons of an array of a file; raise ValueError unless there are at most two, the
-    shorter one first.
+    """Return the seasons from their array in a file; raise ValueError unless there are at most two,
+    the shorter one first.
     """
     steps = array.tolist()
     are_whole = all(m.is_integer() and 2 <= m <= LONGEST for m in steps)
@@ -70,8 +67,8 @@ def of_array(name: str, array: Values) -> tuple[int, ...]:
 def find(values: Values) -> tuple[int, ...]:
     """Return the steps of the seasons of values (N,), the shorter one first: none, one or two.
 
-    The first is the one that explains the changes best. A second one is looked for where the first
-    has the length of a day or of a week.
+    The first season explains the changes best. If it is as long as a day or a week, a second one is
+    looked for.
     """
     N = len(values)
     smooth = autocorrelated(values)
@@ -82,7 +79,7 @@ def find(values: Values) -> tuple[int, ...]:
         year = LONGER[7]
         if LEAST * year <= N and _share(values, year) > SHARE:
             return (year,)
-        # the changes of a smooth season are small beside those of noise
+        # a smooth season has small changes beside those of noise
         return (smooth,) if smooth in LENGTHS else ()
     first = next(m for m, share in shares.items() if share >= NEAR * best)
     longer = LONGER.get(first)
@@ -95,10 +92,10 @@ def find(values: Values) -> tuple[int, ...]:
 
 
 def autocorrelated(values: Values) -> int:
-    """Return the steps of a season of values (N,), or 0 where there is none.
+    """Return the steps of a season of values (N,), or 0 if there is none.
 
-    It is the first peak of the autocorrelation that is about as high as any, after the line through
-    the series has been taken away, up to a third of the length.
+    It is the first peak of the autocorrelation that is nearly as high as the highest, up to a third
+    of the length. The line through the series is subtracted first.
     """
     N = len(values)
     if N < 3 * SHORTEST:
@@ -114,7 +111,7 @@ def autocorrelated(values: Values) -> int:
     lags = np.arange(min(N // 3, LONGEST) + 1)
     correlation = np.fft.irfft(power)[: len(lags)] / (left @ left) * (N / (N - lags))
     below = np.flatnonzero(correlation < 0)
-    if below.size == 0:  # it does not swing
+    if below.size == 0:  # the series does not swing
         return 0
     peaks = 1 + np.flatnonzero(
         (correlation[1:-1] >= correlation[:-2]) & (correlation[1:-1] > correlation[2:])
@@ -126,8 +123,9 @@ def autocorrelated(values: Values) -> int:
 
 
 def _share(values: Values, m: int) -> float:
-    """Return the share of the variance of changes that a season of m steps explains; of a long one
-    that of changes of means, in which noise is small.
+    """Return the share of the variance of changes that a season of m steps explains.
+
+    For a long season, changes of means count, too, since they have less noise.
     """
     share = _explained(np.diff(values), m)
     if m >= SMOOTH:
@@ -138,8 +136,8 @@ def _share(values: Values, m: int) -> float:
 
 
 def _explained(changes: Values, m: int, certain: float = CERTAIN) -> float:
-    """Return the least share of the variance of changes that their means by the place in a season
-    of m steps explain, which is `certain` standard deviations below what is seen.
+    """Return the share of the variance of changes that their means at each place in a season of m
+    steps explain, minus `certain` standard deviations.
     """
     middle = np.median(changes)
     far = OUTLIER * np.median(np.abs(changes - middle))

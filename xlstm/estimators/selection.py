@@ -1,6 +1,4 @@
-"""Candidates that forecast series, their choice by forecasts from rolling origins, and their
-average.
-"""
+"""Choose among candidates by forecasts from rolling origins, and average their forecasts."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins, Validated
 from xlstm.estimators.series_scaling import Origins, SeriesScaling
 from xlstm.estimators.smoothing import Smoothing
 
-POWER = 3.0  # least power of errors in weights
-SHARPER = 0.25  # power for each horizon that errors come from: the more of them, the surer they are
+POWER = 3.0  # least power of errors in the weights
+SHARPER = 0.25  # power per horizon behind the errors: errors of more forecasts are surer
 
 Candidate = LinearBaseline | Smoothing
 
@@ -34,7 +32,7 @@ class Combination:
     ----------
     candidates : dict of str to Validated
     power : float
-        The weights are 1 / e^power for errors e.
+        The weight of a candidate is 1 / e^power, where e is its mean square error.
     """
 
     candidates: dict[str, Validated[Candidate]]
@@ -47,7 +45,7 @@ class Combination:
 
     @property
     def weights(self) -> Values:
-        """The weight of each candidate; they add up to 1."""
+        """The weight of each candidate; the weights add up to 1."""
         errors = np.array([each.error for each in self.candidates.values()])
         weights = (errors / np.min(errors)) ** -self.power
         return np.asarray(weights / np.sum(weights))
@@ -55,8 +53,8 @@ class Combination:
     def apply(
         self, series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins
     ) -> Values:
-        """Return by how much the targets after each origin differ from the last value, (M, H, C),
-        in `units`.
+        """Return the averaged forecasts (M, H, C) after each origin, minus the last value, in
+        `units`.
         """
         ahead = [
             weight * each.candidate.apply(series, scaling, units, origins)
@@ -66,7 +64,7 @@ class Combination:
         return average
 
     def before_fold(self, k: int) -> Combination:
-        """Return the average of candidates that were fitted to the rows before a fold."""
+        """Return the average of the candidates that were fitted to the rows before a fold."""
         candidates = {
             name: each._replace(candidate=each.folds[k]) for name, each in self.candidates.items()
         }
@@ -74,17 +72,17 @@ class Combination:
 
     @property
     def seasons(self) -> tuple[int, ...]:
-        """The steps of seasons that some candidate has."""
+        """The steps of the seasons of the candidate that has most of them."""
         several = [each.candidate.seasons for each in self.candidates.values()]
         return max(several, key=len)
 
     @property
     def reach(self) -> int:
-        """Values before an origin that decide about a forecast, at most."""
+        """The most values before an origin that a forecast depends on."""
         return max(each.candidate.reach for each in self.candidates.values())
 
     def repeated(self, n: int) -> Combination:
-        """Return the combination of n times the targets."""
+        """Return the combination for n copies of the targets."""
         candidates = {
             name: each._replace(candidate=each.candidate.repeated(n))
             for name, each in self.candidates.items()
@@ -93,14 +91,14 @@ class Combination:
 
     @property
     def order(self) -> int:
-        """Values that the linear autoregression looks back to; 0 where there is none, or where it
-        repeats the last value.
+        """Steps that the linear autoregression looks back; 0 if there is none, or if it repeats the
+        last value.
         """
         several = [each.candidate for each in self.candidates.values()]
         return max((each.order for each in several if np.any(each.coefficients)), default=0)
 
     def arrays(self) -> dict[str, Values]:
-        """Return the arrays of a file."""
+        """Return the arrays of the candidates for a file."""
         errors = [each.error for each in self.candidates.values()]
         arrays = {"candidates": np.array(errors), "power": np.array([self.power])}
         for name, each in self.candidates.items():
@@ -114,7 +112,7 @@ class Combination:
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Any], C: int, H: int, others: int) -> Combination:
-        """Return the combination of the arrays of a file.
+        """Return the combination from its arrays in a file.
 
         A linear autoregression has coefficients for C targets, H steps and `others` covariates.
         """
@@ -134,8 +132,8 @@ class Combination:
 
 
 def past_errors(rolling: RollingOrigins, combination: Combination) -> list[Values]:
-    """Return errors (M, H, C) of forecasts of each series by candidates that were fitted before the
-    fold, in units; NaN where the truth is not known.
+    """Return errors (M, H, C), in units, of forecasts of each series by candidates that were fitted
+    to the rows before the fold; NaN if the truth is not known.
     """
     by_fold = []
     for k in range(FOLDS):
@@ -151,11 +149,11 @@ def past_errors(rolling: RollingOrigins, combination: Combination) -> list[Value
 
 
 def refitted(rolling: RollingOrigins, combination: Combination) -> Combination:
-    """Return candidates with the same options, fitted to the rows before the stops, and before each
-    fold.
+    """Return candidates with the same options, fitted again to the rows before `stops` and before
+    each fold.
     """
     candidates: dict[str, Validated[Candidate]] = {}
-    again: dict[Any, list[Validated[Smoothing]]] = {}  # by layer, which both methods may have
+    again: dict[Any, list[Validated[Smoothing]]] = {}  # by layer: both methods may have the same
     for name, (candidate, error, _) in combination.candidates.items():
         if isinstance(candidate, Smoothing):
             layer = candidate.layer
@@ -170,11 +168,11 @@ def refitted(rolling: RollingOrigins, combination: Combination) -> Combination:
 
 
 def combined(rolling: RollingOrigins, settings: Any) -> Combination:
-    """Return the average of the candidates that the settings allow, each fitted to the rows before
-    the stops.
+    """Return the average of the candidates that the settings allow, fitted to the rows before
+    `stops`.
 
-    Where there are covariates that are known in advance, exponential smoothing is none unless it is
-    named.
+    If there are covariates that are known in advance, exponential smoothing and the Theta method
+    are used only if the settings name them.
     """
     tried: dict[str, Validated[Candidate]] = {}
     known_ahead = rolling.several[0].future.shape[1] > 0
@@ -191,5 +189,5 @@ def combined(rolling: RollingOrigins, settings: Any) -> Combination:
 
 
 def allows(settings: Any, name: str) -> bool:
-    """Return whether a candidate is among those that the settings name, or choose by themselves."""
+    """Return whether the settings name a candidate, or let `fit` choose among all."""
     return isinstance(settings.candidates, str) or name in settings.candidates

@@ -1,4 +1,4 @@
-"""The estimators of sequences: a classifier, also of their steps, and a regressor."""
+"""Estimators of sequences: a classifier of sequences or of their steps, and a regressor."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from xlstm.estimators.base import (
 from xlstm.models.sequence import sequence_model
 from xlstm.training.agreement import of_first
 
-LEAST = 10  # sequences to validate with; with fewer the validation loss says little
-CHUNK = 256  # sequences predicted at once
-# a target of each sequence, of each step, or several labels
+LEAST = 10  # least sequences to validate with: the loss of fewer says little
+CHUNK = 256  # sequences that are predicted at once
+# one target for each sequence, one for each step, or several labels for each sequence
 TARGET_KINDS = ("sequence", "step", "multilabel")
 
 
@@ -69,11 +69,11 @@ class SequenceEstimator(NetworkEstimator):
         "target_kind_": checks.optional(checks.choice(TARGET_KINDS)),
         "averages_": lambda _, name, value: None if value is None else np.array(value, np.float64),
     }
-    #: "sequence", "step" or "multilabel": the kind of target that the form of y said
+    #: "sequence", "step" or "multilabel": the kind of target, from the form of y
     target_kind_ = "sequence"
-    #: averages of the features, where numbers may be missing
+    #: averages of the features, if numbers may be missing
     averages_ = None
-    #: `symbols` in `fit`
+    #: the parameter `symbols` in `fit`
     symbols_ = None
     bidirectional: bool = False
     standardize: bool = True
@@ -93,30 +93,31 @@ class SequenceEstimator(NetworkEstimator):
         Parameters
         ----------
         X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T), D = 1
-            Quantities, unless `symbols` says otherwise. An array of objects (N,) and a Series of
-            pandas or Polars are lists of their arrays. With `symbols` it is a list of texts or of
-            sequences of symbols, as the class says.
+            Sequences of quantities. An array of objects (N,) and a Series of pandas or Polars count
+            as lists of arrays. With `symbols`, X is a list of texts or of sequences of symbols, in
+            the forms that the class lists.
         y : array (N,), (N, O) or (N, T)
-            The target of each sequence, or several targets; of a classifier also of each step, as
-            its class says.
+            One target for each sequence, or O targets. A classifier also takes a label for each
+            step, in the forms that its class lists.
         sample_weight : array (N,), optional
-            How much each sequence counts.
+            Weight of each sequence in the loss.
         group : Group, optional
             The ranks that train together, each with the same arguments, as for `training.train`.
 
         Returns
         -------
         SequenceEstimator
-            Itself.
+            The estimator itself.
 
         Raises
         ------
         ValueError, TypeError
-            A parameter is out of range; X or y is of the wrong shape or kind, or not finite.
+            A parameter is out of range. X or y has the wrong shape or kind, or is not finite.
         FloatingPointError
             Training diverged.
         Interrupted, Terminated
-            A signal ended training after a step; the estimator has what was best so far.
+            A signal ended training after a step. The estimator is then fitted with the best weights
+            so far.
         """
         where = type(self).__name__
         self.checked()
@@ -179,20 +180,23 @@ class SequenceEstimator(NetworkEstimator):
         )
 
     def save(self, path: AnyPath, note: dict[str, Any] | None = None) -> None:
-        """Write weights, scaling, labels and parameters to a safetensors file, whole or not at all.
+        """Write weights, scaling, labels and parameters to a safetensors file.
+
+        The file is written whole or not at all.
 
         Parameters
         ----------
         path : path
+            The file, which is replaced if it exists.
         note : dict, optional
-            Anything JSON can hold; `load` gives it back as `note_`.
+            A note of values that JSON can hold; `load` returns it as `note_`.
 
         Raises
         ------
         ValueError
-            It is not fitted yet, or labels of classes are neither text nor numbers.
+            The estimator is not fitted, or labels of classes are neither text nor numbers.
         TypeError
-            Its tokenizer has no `to_str`.
+            The tokenizer has no `to_str`.
         OSError
             The file cannot be written.
         """
@@ -200,8 +204,10 @@ class SequenceEstimator(NetworkEstimator):
         super().save(path)
 
     def prepared(self, X: Any) -> list[Host]:
-        """Return sequences as the network sees them: scaled, with columns that mark numbers which
-        were missing, or with `symbols` as the places of symbols in the vocabulary.
+        """Return sequences as the network sees them.
+
+        Quantities are scaled, and with `missing="indicator"` further columns mark missing numbers.
+        With `symbols`, each symbol becomes its place in the vocabulary.
 
         Parameters
         ----------
@@ -214,8 +220,8 @@ class SequenceEstimator(NetworkEstimator):
         Raises
         ------
         ValueError, TypeError
-            It is not fitted yet, or X is of another kind or width than that of `fit`, not finite,
-            or so far from the data of `fit` that squares overflow.
+            The estimator is not fitted. X has another kind or width than in `fit`, is not finite,
+            or is so far from the data of `fit` that squares overflow.
         """
         where = type(self).__name__
         data = self._sequences(X, True)
@@ -257,7 +263,7 @@ class SequenceEstimator(NetworkEstimator):
     def _exported(
         self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any
     ) -> dict[str, Any]:
-        """Return the outputs of an exported file."""
+        """Return the outputs of an exported file, by name."""
         if self.symbols_ is None:
             x = ((x[..., None] if self.table_ else x) - self.mean_) / self.std_
         y = run(xp.permute_dims(x, (1, 0, *range(2, x.ndim))), *lengths)
@@ -267,10 +273,12 @@ class SequenceEstimator(NetworkEstimator):
         return answers
 
     def _answer(self, X: Any, name: str) -> Any:
-        """Return the answers of a name for X; those of steps are a list where X is one."""
+        """Return the answer `name` for X: an array, or a list of arrays if X is a list and each
+        step has an answer.
+        """
         rows = self.prepared(X)
         home = backend_like(next(iter(self.params_.values())))
-        # sorted by length, they need little padding
+        # sequences sorted by length need little padding
         order = np.argsort([len(row) for row in rows], kind="stable")
         data = Sequences([rows[k] for k in order], np.zeros(len(rows)), batch_size=CHUNK)
         is_step = self.target_kind_ == "step"
@@ -287,9 +295,9 @@ class SequenceEstimator(NetworkEstimator):
         return self._answers(np, np.stack(outputs))[name]
 
     def _sequences(self, X: Any, again: bool) -> inputs.InputSequences:
-        """Return X as sequences, which have to be like those of `fit` where it is fitted already."""
+        """Return X as sequences; if `again`, raise unless they are like the sequences of `fit`."""
         where = type(self).__name__
-        # there is no model_ where it is not fitted, which is another error
+        # before `fit`, model_ raises NotFittedError
         if again and self.model_ is not None and self.symbols != self.symbols_:
             raise ValueError(
                 f"{where}: symbols is {checks.shown(self.symbols)}, but it is fitted with"
@@ -313,7 +321,7 @@ class SequenceEstimator(NetworkEstimator):
         vocabulary: dict[Any, int] | None,
         warn: bool = True,
     ) -> list[Host]:
-        """Return sequences as the network sees them; `warn` of unknown symbols."""
+        """Return sequences as the network sees them; with `warn`, warn of unknown symbols."""
         if vocabulary is not None:
             return of_symbols.numbered(type(self).__name__, rows, vocabulary, self.symbols, warn)
         return [inputs.scaled(row, *scaling) for row in rows]
@@ -345,8 +353,10 @@ class SequenceEstimator(NetworkEstimator):
         return self.mean_, self.std_, self.averages_
 
     def _scale(self, data: inputs.InputSequences) -> tuple[Host, Host, Host | None]:
-        """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1), and
-        the averages of features where numbers may be missing.
+        """Return mean and deviation over all steps, and the averages of features if numbers may be
+        missing.
+
+        Each is (D,), or (T, 1) for the columns of a table.
         """
         if self.symbols is not None:
             return np.zeros(1), np.ones(1), None
@@ -361,7 +371,9 @@ class SequenceEstimator(NetworkEstimator):
         return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0), averages
 
     def _parts(self, count: int, weights: Any) -> tuple[Host, Host]:
-        """Return which sequences to train on, and which to validate with, if any."""
+        """Return the numbers of the training sequences, and those of the validation sequences, if
+        any.
+        """
         order = generator(self.seed, stream=3, where=type(self).__name__).permutation(count)
         validation, training = np.split(order, [int(self.validation_fraction * count)])
         both_count = weights is None or all(
@@ -374,8 +386,8 @@ class SequenceEstimator(NetworkEstimator):
     def _batches(
         self, rows: list[Host], target: Any, weights: Any, part: Host, every_step: bool
     ) -> Any:
-        """Return batches of some of the sequences, of their targets and of their weights, if there
-        are some.
+        """Return batches of a part of the sequences, with their targets and, if given, their
+        weights.
         """
         if len(part) == 0:
             return None
@@ -388,7 +400,7 @@ class SequenceEstimator(NetworkEstimator):
         )
 
     def _settings(self) -> dict[str, Any]:
-        """Return the parameters that a file keeps; a tokenizer is among its arrays."""
+        """Return the parameters for a file, without a tokenizer, which is among the arrays."""
         symbols = self.symbols_ if isinstance(self.symbols_, str | bool) else None
         return super()._settings() | {"symbols": symbols}
 
@@ -422,8 +434,10 @@ class SequenceEstimator(NetworkEstimator):
         return self._weights(fitted)
 
     def network(self, width: int, outputs: int, last: bool) -> Any:
-        """Return the model for sequences of a width D, or of so many symbols, that gives so many
-        numbers at the end, or at each step.
+        """Return a model with `outputs` numbers at the last step, or at each step if `last` is
+        False.
+
+        `width` is the width D of the sequences, or the number of symbols.
         """
         symbols = None if self.symbols is None else width
         return sequence_model(
@@ -443,42 +457,46 @@ class SequenceEstimator(NetworkEstimator):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class SequenceClassifier(SequenceEstimator):
-    """Classify sequences, which may differ in length, with a recurrent network.
+    """Classify sequences of equal or different lengths with a recurrent network.
 
-    Sequences hold quantities unless `symbols` says otherwise.
+    By default, sequences hold quantities. With the parameter `symbols`, they are texts or other
+    sequences of symbols.
 
     The network reads a sequence and predicts once, from its state at the end, or at each step
-    (Elman 1990; Hochreiter & Schmidhuber 1997). It follows scikit-learn's conventions and needs no
-    scikit-learn. Part of the sequences is held out to decide when to stop.
+    (Elman 1990; Hochreiter & Schmidhuber 1997). A part of the sequences is held out for validation,
+    which decides when training stops. The class follows scikit-learn's conventions, but does not
+    need scikit-learn.
 
-    The form of y in `fit` says what is predicted:
+    The form of y in `fit` decides what the network predicts:
 
-    - (N,): one of several classes for each sequence.
-    - (N, T), or a list of N arrays (T_i,): a class for each step of each sequence, where there are as many
+    - (N,): a class for each sequence.
+    - (N, T), or a list of N arrays (T_i,): a class for each step of each sequence, if y has as many
       labels as X has steps. `sample_weight` may have this form, too; a step of weight 0 does not
       count in the loss.
-    - (N, L) of 0 and 1 otherwise: several labels for each sequence, each there or not there (multi-label), by a sigmoid
-      and a binary cross-entropy each. `score` counts the sequences whose labels are all right, as
-      scikit-learn does.
+    - (N, L) of 0 and 1 otherwise: several labels for each sequence, each present or absent
+      (multi-label). Each label has a sigmoid and a binary cross-entropy. `score` counts the
+      sequences whose labels are all right, as scikit-learn does.
 
-    With `symbols` X in `fit` and `predict` is one of these, and whether numbers are symbols is
-    never guessed:
+    `symbols` decides which form X has in `fit` and `predict`; whether numbers are symbols is never
+    guessed:
 
-    - "word", "character", or a tokenizer: texts, in a list, an array (N,), a Series of pandas or
-      Polars, or a table of one column. Words are in lower case, with the apostrophes in them, and
-      each other mark that is no space is a symbol, too. A tokenizer is one of the package
-      tokenizers, or another object whose `encode(text)` gives whole numbers, or has them as `ids`;
-      `save` takes those that have `to_str`.
-    - True: N sequences whose items are symbols, all text or all whole numbers, in lists or arrays
-      of any length; or a table (N, T) of text, categories or whole numbers with a symbol for each
-      step. A symbol is the same in each column. A table of one column of text is refused.
+    - "word", "character", or a tokenizer: X holds texts, in a list, an array (N,), a Series of
+      pandas or Polars, or a table of one column. Words are put into lower case and keep their
+      apostrophes; every other character that is no space is a symbol, too. A tokenizer comes from
+      the package tokenizers, or is another object whose `encode(text)` returns whole numbers or an
+      object with whole numbers as `ids`. `save` needs a tokenizer with `to_str`.
+    - True: X holds N sequences of symbols, all text or all whole numbers, in lists or arrays of any
+      length. Or X is a table (N, T) of text, categories or whole numbers, with a symbol for each
+      step; a symbol means the same in each column. A table of one column of text is refused.
 
-    Texts and sequences without symbols are refused; the error lists them.
+    Empty texts and empty sequences are refused; the error lists them.
 
-    Symbols that occur at least `min_count` times in the sequences that are trained with have a
-    place each in `vocabulary_`, from 1. Place 0 is that of all others, and is so trained with those
-    that are rarer (as in language models of n-grams); where there are none it stays 0, the mean
-    of initial rows. `predict` warns of how many symbols are not in the vocabulary.
+    Each symbol that occurs at least `min_count` times in the training sequences has a place in
+    `vocabulary_`, from 1. All other symbols share place 0. So rare symbols train the embedding of
+    unknown ones (as in language models of n-grams). Without rare symbols, that embedding stays
+    zero, the mean of initial embeddings.
+
+    If symbols are not in the vocabulary, `predict` warns and says how many.
 
     Parameters
     ----------
@@ -489,9 +507,9 @@ class SequenceClassifier(SequenceEstimator):
     num_layers : int
         Number of recurrent layers.
     bidirectional : bool
-        Read the sequence in both directions; not for "mlstm" and "xlstm".
+        Read a sequence in both directions; not for "mlstm" and "xlstm".
     dropout : float
-        Rate of dropout between layers, and of embedded symbols.
+        Rate of dropout between layers and of the embeddings of symbols.
     options : dict, optional
         Further options of the layer, such as `{"layer_norm": True}`.
     standardize : bool
@@ -499,79 +517,82 @@ class SequenceClassifier(SequenceEstimator):
     symbols : {"word", "character", True}, tokenizer or None
         The kind of symbols that X holds; None means quantities.
     embedding_size : int
-        Width of the embedding of a symbol, in "xlstm" that of the blocks.
+        Width of the embedding of a symbol; in "xlstm", the width of the blocks. It is not used if
+        `symbols` is None.
     min_count : int
-        How often a symbol occurs at least, to have a place in the vocabulary. It and
-        `embedding_size` make no difference where `symbols` is None.
+        Least number of times that a symbol occurs to have a place in the vocabulary. It is not used
+        if `symbols` is None.
     missing : {"refuse", "indicator"}
-        Whether X may hold NaN. With "indicator" a missing number is replaced by the last value of
-        the feature in the sequence, and before its first value by its mean over the training data.
-        A further column for each feature is 1 where it was missing, and else 0 (Lipton et al. 2016;
-        Che et al. 2018 call the first part "forward"). Means and deviations are those of the
-        numbers that are there. Symbols exclude it.
+        Whether X may hold NaN, which marks a missing number. With "indicator", the last value of
+        the feature in the sequence replaces a missing number; before the first value, the mean of
+        the feature over the training data does (Che et al. 2018 call this "forward"). A further
+        column for each feature is 1 at the steps where a number is missing, else 0 (Lipton et al.
+        2016). Means and deviations ignore missing numbers. You cannot combine it with `symbols`.
     epochs : int
         Most passes over the sequences.
     batch_size : int
-        Sequences of a batch.
+        Sequences of a mini-batch.
     learning_rate, weight_decay : float
         Options of AdamW.
     clip : float
         Limit of the global norm of the gradient.
     averaging : float
-        Decay of the moving average of the weights that is judged and kept.
+        Decay of the moving average of the weights that is validated and kept.
     validation_fraction : float
-        Share of the sequences that is held out to decide when to stop; none where that would be
-        fewer than ten, or where `sample_weight` is zero in all of that part or in all of the rest.
+        Share of the sequences that is held out for validation. Nothing is held out if that would be
+        fewer than ten sequences, or if `sample_weight` is zero in all of that part or in all of the
+        rest.
     patience : int
         Epochs without a better validation loss before training stops.
     class_weight : dict, "balanced" or None
-        The weight of each class in the loss, 1 for those that the dict leaves out; it multiplies
-        `sample_weight`. The weight of a class that is "balanced" is the number of labels divided by
-        that of classes and by that of labels of the class (King & Zeng 2001). Where a sequence has
-        several labels, each of them has the classes 0 and 1.
+        The weight of each class in the loss, which multiplies `sample_weight`. Classes that the
+        dict leaves out have weight 1. With "balanced", a class with n of N labels has the weight N
+        / (n C), for C classes (King & Zeng 2001). If a sequence has several labels, each of them
+        has the classes 0 and 1.
     every_step : bool, optional
-        Whether y has a label for each step, where its form could mean both: y (N, T) of 0 and 1.
+        Whether y has a label for each step. Give it if the form of y is ambiguous: y (N, T) of 0
+        and 1.
     seed : int
-        Decides the initial weights, the part that is held out, the order of the batches, and the
-        masks of dropout.
+        Seed of the initial weights, the held-out part, the order of the batches, and the masks of
+        dropout.
     precision : {"float16", "bfloat16", "tf32"}, optional
         Arithmetic of training, on a GPU.
     backend : str or Backend, optional
-        As for `xlstm.backend`. By default that of X where it is an array of CuPy or PyTorch, and
-        else "auto".
+        As for `xlstm.backend`. By default it is the backend of X if X is an array of CuPy or
+        PyTorch, else "auto".
     dtype : {"float32", "float64"}
     warm_start : bool
-        Let `fit` go on from the weights and the scaling that it found before.
+        Continue from the weights and the scaling of the last `fit`.
     callbacks : list of Callback
-        Callbacks of `training.train`.
+        Callbacks, as for `training.train`.
     checkpoints : path, optional
-        The folder for checkpoints and the history.
+        A folder for checkpoints and the history of training.
     resume : bool
-        Go on from the newest checkpoint there.
+        Continue from the newest checkpoint in that folder.
     graph : bool or "auto"
         Capture steps in CUDA graphs, as for `training.train`.
 
     Attributes
     ----------
     classes_ : array (C,)
-        The labels; where a sequence has several of L labels, the numbers from 0 to L - 1.
+        The classes. If a sequence has several of L labels, these are the numbers from 0 to L - 1.
     target_kind_ : {"sequence", "step", "multilabel"}
-        The kind of target that the form of y said.
+        The kind of target, from the form of y.
     params_ : dict of str to array
         The weights.
     model_ : SequenceModel
     trained_ : Trained
         How training went.
     symbols_ : {"word", "character", True}, tokenizer or None
-        The parameter `symbols` in `fit`; later it may not change without another fit.
+        The parameter `symbols` in `fit`. To change it, fit again.
     vocabulary_ : dict of str or int to int
-        The places of symbols, the most frequent first, where X holds symbols.
+        The place of each symbol, the most frequent first, if X holds symbols.
     n_features_in_ : int
-        Width D of sequences, 1 of lists of symbols, or the number of columns of a table.
+        Width D of sequences, 1 for lists of symbols, or the number of columns of a table.
     feature_names_in_ : array of str
-        The names of the columns, where X was a table that has them.
+        Names of the columns, if X was a table with names.
     n_iter_ : int
-        Epochs.
+        Number of epochs.
 
     Examples
     --------
@@ -600,25 +621,62 @@ class SequenceClassifier(SequenceEstimator):
     every_step: bool | None = None
 
     def predict(self, X: Any) -> Any:
-        """Return the likeliest labels in the form of y: (N,), (N, T), or (N, L) of 0 and 1; X as
-        for `fit`.
+        """Return the likeliest labels in the form of y in `fit`.
 
-        Where X is a list and each step has a label, it is a list of arrays (T_i,).
+        Parameters
+        ----------
+        X : list, array or table
+            As for `fit`.
+
+        Returns
+        -------
+        array (N,), (N, T), or (N, L) of 0 and 1, or list of array (T_i,)
+            A list if X is a list and each step has a label.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `prepared`.
         """
         return self._answer(X, "label")
 
     def predict_proba(self, X: Any) -> Any:
-        """Return the probability of each class, (N, C) or (N, T, C), or of each of several labels,
-        (N, L).
+        """Return the probability of each class, or of each of several labels.
 
-        It is in the library of X. Where X is a list and each step has a label, it is a list of
-        arrays (T_i, C).
+        Parameters
+        ----------
+        X : list, array or table
+            As for `fit`.
+
+        Returns
+        -------
+        array (N, C), (N, T, C) or (N, L), or list of array (T_i, C)
+            In the library of X. It is a list if X is a list and each step has a label.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `prepared`.
         """
         return _as(self._answer(X, "probabilities"), X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the accuracy: the share of sequences or steps whose label, or all of whose labels,
-        are predicted.
+        """Return the accuracy: the share of sequences, or of steps, whose labels are all predicted.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        float
+            From 0 to 1.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `fit`.
         """
         labels = self.predict(X)
         where = type(self).__name__
@@ -635,7 +693,7 @@ class SequenceClassifier(SequenceEstimator):
         return float(np.average(hits, weights=weights))
 
     def _answers(self, xp: Namespace, logits: Any) -> dict[str, Any]:
-        """Return what is made of the network's logits (N, O) or (N, T, O), by name."""
+        """Return the answers by name, from the network's logits (N, O) or (N, T, O)."""
         if self.target_kind_ == "multilabel":
             return {
                 "label": xp.asarray(logits > 0, dtype=xp.int64),
@@ -670,7 +728,7 @@ class SequenceClassifier(SequenceEstimator):
         return {"target_kind_": kind, "classes_": classes}, *parts
 
     def _numbered(self, y: Host) -> tuple[Host, Host]:
-        """Return the classes of labels, and the number of each label among them."""
+        """Return the classes among labels, and the number of the class of each label."""
         where = type(self).__name__
         if y.dtype.kind == "f" and np.any(y != np.round(y)):
             raise ValueError(
@@ -690,8 +748,8 @@ class SequenceClassifier(SequenceEstimator):
         return classes, numbers.reshape(-1)
 
     def _class_weights(self, classes: Host, target: Host) -> Host:
-        """Return the weight of each label of a target, and of several labels the weight of each 0
-        and 1.
+        """Return the weight of each label of a target; of several labels, the weight of each 0 and
+        1.
         """
         if target.ndim == 2:
             return np.stack(
@@ -700,7 +758,7 @@ class SequenceClassifier(SequenceEstimator):
             )
         weights = self.class_weight
         labels = classes.tolist()
-        if not isinstance(weights, Mapping):  # "balanced": all classes that are there count alike
+        if not isinstance(weights, Mapping):  # "balanced": all classes that occur count alike
             counts = np.bincount(target, minlength=len(classes))
             return (len(target) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[target]
         if set(weights) - set(labels) and set(labels) - set(weights):
@@ -711,7 +769,9 @@ class SequenceClassifier(SequenceEstimator):
         return np.array([weights.get(label, 1.0) for label in labels], dtype=np.float64)[target]
 
     def _settings(self) -> dict[str, Any]:
-        """Return the parameters that a file keeps; JSON has only text as keys."""
+        """Return the parameters for a file, with `class_weight` as pairs: JSON has only text as
+        keys.
+        """
         settings = super()._settings()
         weights = settings["class_weight"]
         if isinstance(weights, dict):
@@ -720,10 +780,10 @@ class SequenceClassifier(SequenceEstimator):
 
 
 class SequenceRegressor(SequenceEstimator):
-    """Predict numbers from sequences, which may differ in length, with a recurrent network.
+    """Predict numbers from sequences of equal or different lengths with a recurrent network.
 
-    Sequences hold quantities unless `symbols` says otherwise. Targets are scaled to deviation 1 for
-    training.
+    By default, sequences hold quantities. With the parameter `symbols`, they are texts or other
+    sequences of symbols. Training scales targets to mean 0 and deviation 1.
 
     Parameters
     ----------
@@ -746,7 +806,8 @@ checkpoints, resume
     >>> import numpy as np
     >>> from xlstm.estimators import SequenceRegressor
     >>> X = np.random.default_rng(0).normal(size=(60, 8, 1))
-    >>> regressor = SequenceRegressor(hidden_size=8, epochs=20, backend="numpy").fit(X, X.sum(axis=(1, 2)))
+    >>> y = X.sum(axis=(1, 2))
+    >>> regressor = SequenceRegressor(hidden_size=8, epochs=20, backend="numpy").fit(X, y)
     >>> regressor.predict(X[:2]).shape
     (2,)
     """
@@ -759,13 +820,43 @@ checkpoints, resume
     _facts: ClassVar = SequenceEstimator._facts | {"one_target_": checks.flag}
 
     def predict(self, X: Any) -> Any:
-        """Return predictions (N,), or (N, O) where y had columns, in the library of X; X as for
-        `fit`.
+        """Return the predicted numbers.
+
+        Parameters
+        ----------
+        X : list, array or table
+            As for `fit`.
+
+        Returns
+        -------
+        array (N,) or (N, O)
+            In the library of X. It has O columns if y in `fit` had columns.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `prepared`.
         """
         return _as(self._answer(X, "y"), X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the coefficient of determination R^2, the mean over targets."""
+        """Return the coefficient of determination R^2, as the mean over targets.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        float
+            At most 1.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `fit`.
+        """
         predicted = to_numpy(self.predict(X))
         where = type(self).__name__
         truth = inputs.targets(where, y, len(predicted)).reshape(predicted.shape)
@@ -777,7 +868,7 @@ checkpoints, resume
         return float(np.mean(1 - squares[0] / np.where(squares[1] > 0, squares[1], 1.0)))
 
     def _answers(self, xp: Namespace, y: Any) -> dict[str, Any]:
-        """Return what is made of the network's y (N, O), by name."""
+        """Return the answers by name, from the network's output y (N, O)."""
         numbers = y * self.target_std_ + self.target_mean_
         return {"y": numbers[:, 0] if self.one_target_ else numbers}
 
@@ -811,9 +902,9 @@ checkpoints, resume
 
 
 def _as(values: Host, X: Any) -> Any:
-    """Return numbers in the library of X, where it is an array of one other than NumPy."""
+    """Return numbers in the library of X, if X is an array of another library than NumPy."""
     if not inputs.is_foreign(X):
         return values
     home = backend_like(from_foreign("predict", X))
-    # numbers in whole numbers would be cut
+    # whole numbers would cut decimals
     return home.asarray(values, home.dtype if "float" in home.dtype else values.dtype.name)

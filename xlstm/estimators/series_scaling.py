@@ -14,10 +14,10 @@ from xlstm.data.host import LARGEST, Host, SeriesError, Values
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import TimeSeries
 
-# typical changes beyond which a change counts as no larger, so that one outlier does not decide all
+# typical changes at which a change is cut, so that one outlier does not decide everything
 FAR = 1e3
-FARTHEST = 1e100  # the same for scales, whose squares are to be finite
-# unit of a constant series: a share of its value, and the least one
+FARTHEST = 1e100  # the same for scales, so that their squares are finite
+# unit of a constant series: this share of its value, and at least this much
 FLAT = (float(np.finfo(np.float64).eps), 1e-200)
 LEAST = 0.05  # least scale of a window, as a share of the typical change of its series
 
@@ -30,11 +30,11 @@ class SeriesScaling(NamedTuple):
     Attributes
     ----------
     units : array (S, C)
-        The typical change within a window, of each series and target: a root mean square.
+        The typical change within a window, for each series and target: a root mean square.
     past, future, static : array (2, K)
         Means and standard deviations of covariates.
     ids : list of S str
-        Names of the series, where they have some.
+        Names of the series, if they have names.
     """
 
     units: Values
@@ -47,7 +47,7 @@ class SeriesScaling(NamedTuple):
     def fit(
         cls, several: Sequence[TimeSeries], ids: Sequence[str], window: int, stops: Sequence[int]
     ) -> SeriesScaling:
-        """Return the units of series, each up to a row of `stops`; raise where one cannot be
+        """Return the units of series, each up to its row of `stops`; raise if a unit cannot be
         measured.
         """
         units = []
@@ -69,17 +69,17 @@ class SeriesScaling(NamedTuple):
         return cls(np.stack(units), past, future, static, ids)
 
     def of(self, several: Sequence[TimeSeries], ids: Sequence[str], window: int) -> list[Values]:
-        """Return the units (C,) of series: those of the fitted series of the same name, else their
-        own.
+        """Return the units (C,) of each series: those of the fitted series of the same name, else
+        its own.
         """
-        # without names there are none to look up
+        # without names, `ids` is empty, and every series has its own units
         named = dict(zip(self.ids, self.units, strict=False))
         own = itertools.zip_longest(several, ids)
         return [named[name] if name in named else own_units(series, window) for series, name in own]
 
 
 def names_of(ids: Sequence[str], count: int) -> list[str]:
-    """Return the names of so many series for errors, by their `ids` if they have some."""
+    """Return names of `count` series for errors: their `ids`, if they have some."""
     if count == 1 and not ids:
         return ["the series"]
     return [f"series {checks.shown(name)}" for name in ids or range(count)]
@@ -97,8 +97,8 @@ def check_changes(where: str, values: Values, name: str) -> None:
 
 
 def check_reach(series: TimeSeries, units: Values, dtype: str) -> None:
-    """Raise SeriesError for a value so far from the others of a series, in `units` (C,), that its
-    square overflows the dtype.
+    """Raise SeriesError for a value so far from the others, in `units` (C,), that its square
+    overflows the dtype.
     """
     values = series.known
     with np.errstate(over="ignore"):
@@ -113,23 +113,22 @@ def check_reach(series: TimeSeries, units: Values, dtype: str) -> None:
 
 
 def own_units(series: TimeSeries, window: int) -> Values:
-    """Return the units (C,) of a series that is forecast: those of the part of it that `fit` would
-    train on.
+    """Return the units (C,) of a series to forecast, from the part of it that `fit` would train on.
 
-    A series that does not change there is measured as a whole; one that never changes has a unit of
-    next to nothing.
+    If that part does not change, the whole series is measured. If the series never changes, its
+    unit is next to nothing.
     """
     values = series.known
     least = np.maximum(FLAT[0] * np.abs(values[-1]), FLAT[1])
     whole = np.maximum(_typical_change(series, len(values), window), least)
-    # fewer than 3 rows have no parts
+    # `split` needs 3 rows
     part = _typical_change(series, split(max(len(values), 3)).train.stop, window)
     return np.where(part > 0, part, whole)
 
 
 def _typical_change(series: TimeSeries, stop: int, window: int) -> Values:
-    """Return the root mean square of changes within a window, (C,), since each target began; 0 for
-    a single row.
+    """Return the root mean square (C,) of changes within a window, since each target began; 0 for a
+    single row.
     """
     changes = []
     for c, begin in enumerate(np.argmax(~np.isnan(series.values[:stop]), axis=0)):
@@ -142,7 +141,7 @@ def _typical_change(series: TimeSeries, stop: int, window: int) -> Values:
 
 
 def scales(values: Values, origins: Origins, window: int, units: Values) -> Values:
-    """Return the scale (M, C) of the windows before each origin."""
+    """Return the scale (M, C) of the window before each origin."""
     total = np.zeros((len(origins), values.shape[1]))
     for lag in range(2, window + 1):
         changes = np.abs(values[origins - lag] - values[origins - 1]) / units
@@ -151,7 +150,7 @@ def scales(values: Values, origins: Origins, window: int, units: Values) -> Valu
 
 
 def standard(values: Values, moments: Values) -> Values:
-    """Return covariates in units of one."""
+    """Return covariates minus their mean, divided by their standard deviation."""
     scaled: Values = (values - moments[0]) / moments[1]
     return scaled
 

@@ -1,8 +1,7 @@
-"""Exponential smoothing as a candidate of forecasters: coefficients of the least errors from
-rolling origins.
+"""Exponential smoothing and the Theta method as candidates of a forecaster.
 
-Beside the trend that smoothing follows stands that of the Theta method, half of the slope of the
-line through all values before (Hyndman & Billah 2003).
+Their coefficients have the smallest errors from rolling origins among those of a grid. The trend of
+the Theta method is half of the slope of the line through all values before (Hyndman & Billah 2003).
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins, Validated
 from xlstm.estimators.series_scaling import Origins, SeriesScaling
 from xlstm.layers.smoothing import ExponentialSmoothing, Smoothed, step
 
-# the coefficients that are tried; beta is a share of alpha, and gamma of 1 - alpha
+# the coefficients to try; beta is a share of alpha, and gamma a share of 1 - alpha
 ALPHAS = (0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
 BETAS = (0.05, 0.2, 0.5)
 PHIS = (0.8, 0.9, 0.97, 1.0)
 GAMMAS = (0.0, 0.1, 0.3, 0.6)
 DRIFT = 0.5  # share of the slope of the line through all values, in the Theta method
-SERIES = 100  # series that coefficients are chosen by, at most
-FORECASTS = 4_000_000  # in memory while coefficients are tried: 32 MB an array
-ROWS = 2000  # steps that are smoothed before the first forecast, at most
-MOST_ROWS = 10**9  # values that an initial state is fitted to, in a file
+SERIES = 100  # most series by which coefficients are chosen
+FORECASTS = 4_000_000  # in memory while coefficients are tried: 32 MB per array
+ROWS = 2000  # most steps that are smoothed before the first forecast
+MOST_ROWS = 10**9  # largest number, in a file, of values that an initial state is fitted to
 NAMES = ("smoothing", "theta")
 LEAST_SHARE = 0.1  # least value, as a share of the median, of a series whose logarithm is smoothed
-MOST_ABOVE = 3.0  # most that a forecast is above all values, in logarithms: a factor of 20
+MOST_ABOVE = 3.0  # limit of forecasts above all values, in logarithms: a factor of 20
 
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Exponential smoothing of each target with coefficients that are known.
+    """Exponential smoothing of each target, with chosen coefficients.
 
     Attributes
     ----------
@@ -48,26 +47,26 @@ class Smoothing:
         gamma of each season, alpha, beta, phi, and the share of the slope of the line through all
         values.
     steps : int
-        Steps ahead whose errors in the past the coefficients were chosen by.
+        The coefficients were chosen by errors of forecasts up to this number of steps ahead.
     rows : int
-        Values that an initial state is fitted to.
+        Number of values that an initial state is fitted to.
     """
 
     layer: ExponentialSmoothing
     coefficients: Values
     steps: int
     rows: int
-    order: ClassVar[int] = 0  # it looks back as far as there is something
+    order: ClassVar[int] = 0  # it has no fixed number of steps to look back
     reach: ClassVar[int] = ROWS
 
     @property
     def name(self) -> str:
-        """Name of the candidate."""
+        """The name of the candidate."""
         return NAMES[bool(self.coefficients[-1])]
 
     @property
     def kind(self) -> tuple[str, int]:
-        """Its name and steps, which no other result of one fit of a layer has."""
+        """The name and the steps: they tell apart the results of one fit of a layer."""
         return self.name, self.steps
 
     @property
@@ -76,20 +75,18 @@ class Smoothing:
         return self.layer.periods
 
     def array(self) -> Values:
-        """Return the array of a file."""
+        """Return the array for a file."""
         seasons = (*self.layer.periods, 0, 0)[:2]
         return np.array([*seasons, self.layer.multiplicative, self.rows, *self.coefficients])
 
     def repeated(self, n: int) -> Smoothing:
-        """Return the smoothing of n times the targets, which is the same."""
+        """Return the smoothing for n copies of the targets: it is the same."""
         return self
 
     def apply(
         self, series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins
     ) -> Values:
-        """Return by how much the targets after each origin differ from the last value, (M, H, C),
-        in `units`.
-        """
+        """Return the forecasts (M, H, C) after each origin, minus the last value, in `units`."""
         if len(origins) == 0:
             return np.empty((0, self.layer.horizon, len(units)))
         first = int(np.min(origins))
@@ -102,7 +99,7 @@ class Smoothing:
 
 
 def of_array(name: str, array: Values, horizon: int) -> Smoothing:
-    """Return the smoothing of the array of a file."""
+    """Return the smoothing from its array in a file."""
     periods = seasons.of_array(name, array[:2][array[:2] != 0])
     size = 8 + len(periods)
     if len(array) != size:
@@ -122,8 +119,10 @@ def of_array(name: str, array: Values, horizon: int) -> Smoothing:
 def _of_known_seasons(
     layer: ExponentialSmoothing, coefficients: Values, rows: int
 ) -> tuple[ExponentialSmoothing, Values]:
-    """Return smoothing and its coefficients without the seasons that are longer than the rows before
-    the first forecast, as in the short series of a panel.
+    """Return smoothing and its coefficients without the seasons that are longer than the `rows`
+    before the first forecast.
+
+    This happens in the short series of a panel.
     """
     fits = [m <= rows for m in layer.periods]
     if all(fits):
@@ -135,16 +134,18 @@ def _of_known_seasons(
 def smoothed(
     layer: ExponentialSmoothing, coefficients: Values, values: Values, fitted: int, begin: int = 0
 ) -> Values:
-    """Return forecasts (T - begin, G, C, H) after each value (T, C) from row `begin` on, by G sets
-    of coefficients, whose initial states are fitted to the first `fitted` values.
+    """Return forecasts (T - begin, G, C, H) after each value (T, C) from row `begin` on, for G sets
+    of coefficients.
+
+    Initial states are fitted to the first `fitted` values.
     """
     x = values
-    before = max(begin + 1, fitted)  # rows that decide about limits: none that are forecast
+    before = max(begin + 1, fitted)  # limits come from these rows only, before any forecast
     if layer.multiplicative:
         least = LEAST_SHARE**2 * np.median(np.abs(x[:before]), axis=0)
         x = np.log(np.maximum(x, least + 1e-12))
     *numbers, drift = (row[:, None] for row in coefficients)
-    # a graph has what becomes of each value, as states are linear functions of them
+    # states are linear functions of the values: a graph takes the states that follow from each
     basis = x if isinstance(x, np.ndarray) else np.eye(len(x))
     first = replace(layer, multiplicative=False).initial_state(basis[:fitted, :, None])
     states = [np.empty((len(x) + lag, coefficients.shape[1], basis.shape[1])) for lag in layer.lags]
@@ -166,7 +167,9 @@ def smoothed(
 
 
 def _slopes(x: Values) -> Values:
-    """Return the slope of the line through the values up to each row, (T, C); 0 at the first."""
+    """Return for each row the slope (T, C) of the line through the values up to it; 0 for the first
+    row.
+    """
     time = np.arange(len(x))[:, None]
     count = time + 1
     x = x - x[0]
@@ -175,17 +178,17 @@ def _slopes(x: Values) -> Values:
 
 
 def initial_rows(rolling: RollingOrigins, layer: ExponentialSmoothing) -> int:
-    """Return the number of values that initial states are fitted to: so few that errors are left to
-    choose coefficients by, but those of a whole season.
+    """Return the number of values that initial states are fitted to.
+
+    It is at least a whole season. Otherwise it is small enough to leave errors by which to choose
+    coefficients.
     """
     few = min(rolling.cuts[0]) * 3 // 4
     return min(layer.initial_rows, max(few, 2, *layer.periods))
 
 
 def coefficients(seasons: int) -> Values:
-    """Return the coefficients of smoothing that are tried, (K, G), those of the Theta method
-    last.
-    """
+    """Return the coefficients to try, (K, G), with those of the Theta method last."""
     trends = [(0.0, 0.0, 0.0), *itertools.product(BETAS, PHIS, (0.0,))]
     rows = []
     for trend in (trends, [(0.0, 0.0, DRIFT)]):
@@ -197,8 +200,8 @@ def coefficients(seasons: int) -> Values:
 
 
 def candidates(rolling: RollingOrigins) -> dict[str, Validated[Smoothing]]:
-    """Return the exponential smoothing and the Theta method of the least validation error: with
-    seasons or without, of the logarithm or not.
+    """Return exponential smoothing and the Theta method, each with the seasons and the scale
+    (linear or logarithm) of the smallest validation error.
     """
     best: dict[str, Validated[Smoothing]] = {}
     for layer in layers(rolling):
@@ -210,7 +213,7 @@ def candidates(rolling: RollingOrigins) -> dict[str, Validated[Smoothing]]:
 
 
 def layers(rolling: RollingOrigins) -> Iterator[ExponentialSmoothing]:
-    """Yield the layers that are tried."""
+    """Yield the layers to try."""
     H = rolling.horizon
     yield ExponentialSmoothing(H)
     before = zip(rolling.several, rolling.stops, strict=True)
@@ -223,8 +226,8 @@ def layers(rolling: RollingOrigins) -> Iterator[ExponentialSmoothing]:
 
 
 def fit(rolling: RollingOrigins, layer: ExponentialSmoothing) -> list[Validated[Smoothing]]:
-    """Return smoothing and the Theta method with the coefficients of the least errors, one step
-    ahead and all steps.
+    """Return smoothing and the Theta method, each with the coefficients of the smallest errors one
+    step ahead, and with those of the smallest errors over all steps.
     """
     grid = coefficients(len(layer.periods))
     kinds = [np.flatnonzero(row) for row in (grid[-1] == 0, grid[-1] > 0)]
@@ -250,8 +253,8 @@ def fit(rolling: RollingOrigins, layer: ExponentialSmoothing) -> list[Validated[
 
 
 def _truth(rolling: RollingOrigins, n: int) -> tuple[int, Values]:
-    """Return the first row of a series that is looked at, and by how much the targets after each row
-    from there differ from it, (T, H, C), in units.
+    """Return the first row of a series to smooth, and the targets (T, H, C) after each row from
+    there, minus the value of the row, in units.
     """
     begin = max(0, rolling.cuts[0][n] - ROWS)
     stop = rolling.stops[n]
@@ -269,7 +272,9 @@ def _squares(
     truth: Values,
 ) -> Values:
     """Return squared errors (T, G, C, H) of forecasts of a series after each row from `begin` on,
-    in units, with what `_truth` returns.
+    in units.
+
+    `begin` and `truth` are the results of `_truth`.
     """
     values = rolling.several[n].known[begin : rolling.stops[n]]
     cut = rolling.cuts[0][n] - begin
@@ -285,9 +290,11 @@ def _squares(
 def _errors_before(
     rolling: RollingOrigins, n: int, layer: ExponentialSmoothing, grid: Values
 ) -> tuple[Values, Values]:
-    """Return the mean square errors (FOLDS + 1, H, G) of a series, of forecasts whose truth is before
-    each cut, and those (FOLDS + 1, H) of repeating the last value, without rows that initial states
-    were made of.
+    """Return mean square errors of a series, over forecasts whose truth is before each cut.
+
+    They are (FOLDS + 1, H, G) for the grid, and (FOLDS + 1, H) for repeating the last value.
+
+    Rows that initial states are fitted to do not count.
     """
     begin, truth = _truth(rolling, n)
     H = rolling.horizon
@@ -317,8 +324,8 @@ def _validation_squares(
     layer: ExponentialSmoothing,
     of_fold: Sequence[Sequence[Values]],
 ) -> Values:
-    """Return squared errors (P, M, C, H) of a series from all origins, with the
-    coefficients (P, K) of each fold.
+    """Return squared errors (P, M, C, H) of a series from all origins, with the coefficients (P, K)
+    of each fold.
     """
     begin, truth = _truth(rolling, n)
     squares = _squares(rolling, n, layer, np.concatenate(of_fold).T, begin, truth)

@@ -1,6 +1,4 @@
-"""Symbols in the place of quantities: texts, lists and tables as sequences of symbols, and the
-vocabulary that gives each symbol its place in an embedding.
-"""
+"""Read texts, lists and tables as sequences of symbols, and number the symbols by a vocabulary."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ UNKNOWN = 0  # the place of symbols that are not in the vocabulary
 TABLE = "embedding.W"
 VOCABULARY = "vocabulary"
 TOKENIZER = "tokenizer"
-# words with their apostrophes, and each other mark that is no space
+# words with their apostrophes, and every other character that is no space
 WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
 READERS = {"word": lambda whole: WORD.findall(whole.lower()), "character": list}
 EXPECTED = "None, 'word', 'character', True, or a tokenizer, as Tokenizer.from_file(path) gives it"
@@ -43,14 +41,14 @@ def choice(where: str, name: str, value: Any) -> Any:
 
 
 def sequences(where: str, X: Any, symbols: Any) -> InputSequences:
-    """Return X as lists of symbols, which are all text or all whole numbers.
+    """Return X as lists of symbols, either all text or all whole numbers.
 
     Parameters
     ----------
     where : str
         The caller, for errors.
     X : list or array (N,), or table or array (N, T)
-        Texts, or with `symbols=True` sequences of symbols, or a table with a symbol for each step.
+        Texts. With `symbols=True`, sequences of symbols, or a table with a symbol for each step.
     symbols : "word", "character", True, or tokenizer
 
     Returns
@@ -61,7 +59,7 @@ def sequences(where: str, X: Any, symbols: Any) -> InputSequences:
     Raises
     ------
     TypeError, ValueError
-        X is none of these, a sequence has no symbols, or a symbol is missing or of another kind.
+        X has none of these forms, a sequence is empty, or a symbol is missing or of another kind.
     """
     is_list = isinstance(X, list | tuple)
     entries = X if is_list else inputs._host(where, "X", X)
@@ -75,7 +73,7 @@ def sequences(where: str, X: Any, symbols: Any) -> InputSequences:
         )
     is_column = not is_list and entries.shape[1:] == (1,)
     if is_column and (symbols is not True or isinstance(entries[0, 0], str)):
-        entries = entries[:, 0]  # one column of texts is a list of them
+        entries = entries[:, 0]  # a column of texts is a list of texts
     is_table = symbols is True and has_columns(X)
     rows = _listed(where, entries) if symbols is True else _read(where, entries, symbols)
     empty = [f"X[{k}]" for k, row in enumerate(rows) if not row]
@@ -113,7 +111,7 @@ def _listed(where: str, entries: Any) -> list[list[Any]]:
         row = entry if is_list else inputs._host(where, f"X[{k}]", entry)
         if not is_list and row.ndim != 1:
             raise ValueError(f"{where}: X[{k}] has shape {row.shape}, expected symbols (T,)")
-        # item() would make whole numbers of dates
+        # item() would turn dates into whole numbers
         rows.append(
             [s.item() if isinstance(s, np.generic) and s.dtype.kind not in "mM" else s for s in row]
         )
@@ -138,8 +136,8 @@ def _read(where: str, entries: Any, symbols: Any) -> list[list[Any]]:
 
 
 def _tokens(where: str, encoded: Any) -> Any:
-    """Return the tokens of a text as a list of int; a tokenizer gives them as `ids`, or as they
-    are.
+    """Return the tokens of a text as a list of int; a tokenizer returns them as `ids`, or
+    directly.
     """
     ids = np.asarray(getattr(encoded, "ids", encoded))
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
@@ -150,12 +148,13 @@ def _tokens(where: str, encoded: Any) -> Any:
 
 
 def learnt(where: str, rows: Sequence[Sequence[Any]], min_count: int) -> dict[Any, int]:
-    """Return the places of the symbols that occur so often, from 1, the most frequent first.
+    """Return the places, from 1, of the symbols that occur at least `min_count` times, the most
+    frequent first.
 
     Raises
     ------
     ValueError
-        There are none.
+        No symbol occurs that often.
     """
     counts = Counter(symbol for row in rows for symbol in row)
     frequent = [symbol for symbol in counts if counts[symbol] >= min_count]
@@ -168,7 +167,7 @@ def learnt(where: str, rows: Sequence[Sequence[Any]], min_count: int) -> dict[An
 
 
 def placed(symbols: Sequence[Any]) -> dict[Any, int]:
-    """Return the places of symbols in their order; place 0 is that of unknown ones."""
+    """Return the places of symbols by their order, from 1; place 0 is for unknown symbols."""
     return {symbol: place for place, symbol in enumerate(symbols, UNKNOWN + 1)}
 
 
@@ -179,13 +178,14 @@ def numbered(
     symbols: Any,
     warn: bool,
 ) -> list[Host]:
-    """Return the places of symbols, int64 (T_i,), with a warning of how many are unknown, and the
-    text of some of them where a tokenizer has `id_to_token`.
+    """Return the places of symbols, int64 (T_i,), and warn of unknown symbols.
+
+    The warning has their number, and the text of some of them if the tokenizer has `id_to_token`.
 
     Raises
     ------
     TypeError
-        Symbols are whole numbers and those of the vocabulary text, or the other way round.
+        Symbols are whole numbers and the vocabulary is text, or the other way round.
     """
     fitted = next(iter(vocabulary))
     if type(rows[0][0]) is not type(fitted):
@@ -206,8 +206,10 @@ def numbered(
 
 
 def begun(params: Params, home: Backend) -> Params:
-    """Return initial parameters with the mean row of the embedding, 0, for unknown symbols, which
-    stays where none is trained with.
+    """Return initial parameters whose embedding has a row of zeros, the mean of initial rows, for
+    unknown symbols.
+
+    The row stays zero if training has no unknown symbols.
     """
     table = np.array(to_numpy(params[TABLE]))
     table[UNKNOWN] = 0
@@ -215,7 +217,7 @@ def begun(params: Params, home: Backend) -> Params:
 
 
 def to_arrays(vocabulary: Mapping[Any, int], symbols: Any) -> dict[str, Host]:
-    """Return a vocabulary, and the tokenizer where there is one, as a file keeps them.
+    """Return the arrays of a vocabulary, and of the tokenizer if there is one, for a file.
 
     Raises
     ------
@@ -233,7 +235,9 @@ def to_arrays(vocabulary: Mapping[Any, int], symbols: Any) -> dict[str, Host]:
 
 
 def vocabulary_of(content: bytes) -> dict[Any, int]:
-    """Return the vocabulary of a file; raise ValueError or TypeError unless it is sound."""
+    """Return the vocabulary from its bytes in a file; raise ValueError or TypeError if they are not
+    valid.
+    """
     symbols = reading.from_json(VOCABULARY, content)
     symbols = checks.several("file", VOCABULARY, symbols, "text or whole numbers")
     vocabulary = placed(symbols)
@@ -247,6 +251,6 @@ def vocabulary_of(content: bytes) -> dict[Any, int]:
 
 
 def tokenizer_of(content: bytes) -> Any:
-    """Return the tokenizer of a file, with its own truncation and padding."""
+    """Return the tokenizer from its bytes in a file, with its own truncation and padding."""
     checked = text.Tokenizer(Path(TOKENIZER), content)._inner
     return type(checked).from_str(content.decode())

@@ -1,4 +1,4 @@
-"""The estimator of text: a language model of characters, bytes or tokens."""
+"""TextModel: a language model of characters, bytes or tokens that learns from a text."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import layer_of
 from xlstm.training import evaluate
 
-VOCABULARY = "vocabulary"  # the array of a model file with the content of the codec
-# Codecs by their kinds, from their content.
+VOCABULARY = "vocabulary"  # the array with the codec's content in a model file
+# Functions that make the codec of each kind from its content.
 CODECS: dict[str, Callable[[bytes], text.Codec]] = {
     "characters": lambda content: text.Characters(content.decode()),
     "bytes": lambda content: text.Bytes(),
     "tokenizer": lambda content: text.Tokenizer(Path(VOCABULARY), content),
 }
-LEAST = 2  # tokens of a text that can be learnt from or evaluated
+LEAST = 2  # least tokens of a text to learn from or to evaluate
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class TextModel(NetworkEstimator):
-    """A language model that learns from a text, and writes more of it.
+    """A language model that learns from a text and continues a prompt.
 
-    The text is read as parallel streams whose state is carried on (truncated backpropagation
-    through time). The last part is held out; the model predicts each of its tokens from those
-    before it.
+    Training reads the text as parallel streams, and carries their states from batch to batch
+    (truncated backpropagation through time). The last part of the text is held out. After training,
+    `fit` evaluates the model there: it predicts each token from the tokens before it.
 
     Parameters
     ----------
     cell : {"lstm", "gru", "rnn", "slstm", "minlstm", "mingru", "mlstm", "xlstm"}
         Or the name of a registered cell.
     hidden_size : int
-        Units of each recurrent layer, in "xlstm" the width of the blocks.
+        Units of each recurrent layer; in "xlstm", the width of the blocks.
     embedding_size : int
-        Width of the embedding of a token, in "xlstm" that of the blocks.
+        Width of the embedding of a token; in "xlstm", the width of the blocks.
     num_layers : int
         Number of recurrent layers or blocks.
     dropout : float
@@ -56,53 +56,55 @@ class TextModel(NetworkEstimator):
     options : dict, optional
         Further options of the layer.
     tokens : "characters", "bytes", or path
-        Tokens are the characters of the text, the bytes of its UTF-8, or those of a tokenizer.json.
+        The kind of tokens: the characters of the text, its bytes in UTF-8, or the tokens of a
+        tokenizer.json.
     document_end : str or int, optional
-        The token after which a document ends: a str is its text, an int its number. The state after
-        it is that before the first step, in `fit`, `nats`, `perplexity` and `score`. The end of a
-        text in a list of texts ends no document. `stream` and `generate` take a prompt and what
-        follows it as one document.
+        The token that ends a document, as its text (str) or its number (int). After it, `fit`,
+        `nats`, `perplexity` and `score` reset the state to the state before the first step. Only
+        this token ends a document: the end of a text in a list of texts does not. `stream` and
+        `generate` treat a prompt and its continuation as one document.
     batch_size : int
         Number of parallel streams.
     length : int
-        Tokens of each stream in a batch.
+        Tokens of each stream in a batch: the steps that a gradient goes back.
     steps : int
-        Batches in all.
+        Number of batches to train on.
     learning_rate, weight_decay : float
         Options of AdamW.
     schedule : {"constant", "cosine"}
-        Whether the learning rate stays, or goes down to a tenth along half a cosine.
+        Whether the learning rate is constant, or falls to a tenth along half a cosine.
     clip : float
         Limit of the global norm of the gradient.
     averaging : float
-        Decay of the moving average of the weights that is judged and kept.
+        Decay of the moving average of the weights that is evaluated and kept.
     validation_fraction : float
-        Share of the text, at its end, that is held out; with 0 nothing is.
+        Share of the text, at its end, that is held out; 0 holds out nothing.
     seed : int
-        Decides the initial weights and the masks of dropout.
+        Seed of the initial weights and of the masks of dropout.
     precision : {"float16", "bfloat16", "tf32"}, optional
         Arithmetic of training, on a GPU.
     backend : str or Backend, optional
-        auto, numpy, cupy or torch, as for `xlstm.backend`; by default auto.
+        "auto", "numpy", "cupy" or "torch", as for `xlstm.backend`; by default "auto".
     dtype : {"float32", "float64"}
     warm_start : bool
-        Let `fit` go on from the weights and the vocabulary that it found before.
+        Continue from the weights and the vocabulary of the last `fit`.
     callbacks : list of Callback
-        Callbacks of `training.train`.
+        Callbacks, as for `training.train`.
     checkpoints : path, optional
-        The folder for checkpoints and the history.
+        A folder for checkpoints and the history of training.
     every : int, optional
-        Batches between two checkpoints; by default one after each pass over the text.
+        Batches between two checkpoints; by default a checkpoint follows each pass over the text.
     resume : bool
-        Go on from the newest checkpoint there.
+        Continue from the newest checkpoint in that folder.
     graph : bool or "auto"
         Capture steps in CUDA graphs, as for `training.train`.
 
     Attributes
     ----------
     codec_ : object
-        It has `encode(text)` and `decode(tokens)`.
+        Its `encode(text)` returns tokens, and its `decode(tokens)` returns text.
     codec_kind_ : {"characters", "bytes", "tokenizer"}
+        The kind of the codec.
     params_ : dict of str to array
         The weights.
     model_ : xLSTMLanguageModel
@@ -136,8 +138,8 @@ class TextModel(NetworkEstimator):
         Parameters
         ----------
         X : str, or list of str
-            A text, or texts that follow each other as one text, with nothing between them: one that
-            is a document has to end with `document_end`.
+            A text, or several texts, which are joined with nothing between them. If a text is a
+            document, it has to end with `document_end`.
         y : None
             It is not used.
         group : Group, optional
@@ -151,11 +153,11 @@ class TextModel(NetworkEstimator):
         Raises
         ------
         ValueError, TypeError
-            A parameter is out of range, the text is too short, or X is no text.
+            A parameter is out of range, the text is too short, or X is not text.
         FloatingPointError
             Training diverged.
         Interrupted, Terminated
-            A signal ended training after a step; the model has what was best so far.
+            A signal ended training after a step. The model is then fitted with the weights so far.
         """
         self.checked()
         whole = _text(X)
@@ -204,34 +206,77 @@ class TextModel(NetworkEstimator):
         return self._become(stop)
 
     def nats(self, X: Any) -> float:
-        """Return the mean of -log p of a token given those before it, in nats; `X` as for `fit`.
+        """Return the mean of -log p of a token, given the tokens before it, in nats.
+
+        Parameters
+        ----------
+        X : str, or list of str
+            As for `fit`.
+
+        Returns
+        -------
+        float
 
         Raises
         ------
         ValueError, TypeError
-            The text has fewer than two tokens or a character that is not known, or is no text.
+            The text has fewer than two tokens or an unknown character, or X is not text.
         """
         return self._nats(np.array(self.codec_.encode(_text(X)), dtype=np.int64))
 
     def perplexity(self, X: Any) -> float:
-        """Return the perplexity of a text by token, exp of `nats`."""
+        """Return the perplexity of a text per token, which is exp of `nats`.
+
+        Parameters
+        ----------
+        X : str, or list of str
+            As for `fit`.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `nats`.
+        """
         return math.exp(self.nats(X))
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Return the mean of log p of a token, the negative of `nats`: more is better."""
+        """Return the mean of log p of a token, the negative of `nats`: higher is better.
+
+        Parameters
+        ----------
+        X : str, or list of str
+            As for `fit`.
+        y : None
+            It is not used.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `nats`.
+        """
         return -self.nats(X)
 
     def stream(
         self, prompt: str, max_tokens: int = 200, *, temperature: float = 0.8, **options: Any
     ) -> Iterator[str]:
-        """Yield the text that follows a prompt, piece by piece.
+        """Yield the continuation of a prompt, piece by piece.
 
         Parameters
         ----------
         prompt : str
-            A character at least.
+            The beginning of the text, at least one character.
         max_tokens : int
+            Number of tokens to generate, at most.
         temperature : float
+            The logits are divided by it; 0 always takes the likeliest token.
         options : top_k, top_p, seed
             As for `xLSTMLanguageModel.generate`.
 
@@ -242,7 +287,7 @@ class TextModel(NetworkEstimator):
         Raises
         ------
         ValueError, TypeError
-            The prompt is empty or has a character that is not known, or an option is out of range.
+            The prompt is empty or has an unknown character, or an option is out of range.
         """
         numbers = self.codec_.encode(checks.text("TextModel", "prompt", prompt))
         drawn = self.model_.stream(
@@ -251,7 +296,22 @@ class TextModel(NetworkEstimator):
         return text_of_tokens(self.codec_, drawn)
 
     def generate(self, prompt: str, max_tokens: int = 200, **options: Any) -> str:
-        """Return a prompt and the text that follows it; the options are those of `stream`."""
+        """Return a prompt with its continuation.
+
+        Parameters
+        ----------
+        prompt, max_tokens, options
+            As for `stream`, with `temperature` among the options.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `stream`.
+        """
         return prompt + "".join(self.stream(prompt, max_tokens, **options))
 
     def for_export(self, lengths: bool) -> Export:
@@ -278,7 +338,7 @@ class TextModel(NetworkEstimator):
         return float(evaluate(self.model_, self.params_, data))
 
     def _codec(self, whole: str) -> tuple[str, text.Codec]:
-        """Return the kind and the codec that `tokens` asks for."""
+        """Return the codec that the parameter `tokens` asks for, with its kind."""
         if self.tokens == "characters":
             return "characters", text.Characters.of(whole)
         if self.tokens == "bytes":
@@ -291,7 +351,7 @@ class TextModel(NetworkEstimator):
         return "tokenizer", text.Tokenizer(path)
 
     def _end(self, codec: text.Codec) -> int | None:
-        """Return the token that `document_end` names."""
+        """Return the number of the token in `document_end`."""
         end = self.document_end
         token = codec.token(end) if isinstance(end, str) else end
         if end is not None and token not in range(codec.size):
@@ -310,17 +370,17 @@ class TextModel(NetworkEstimator):
 
 
 def _text(X: Any) -> str:
-    """Return X as one text, which UTF-8 can hold."""
+    """Return X as one text; raise if UTF-8 cannot hold it."""
     texts = [X] if isinstance(X, str) or not isinstance(X, Iterable) else [*X]
     if not texts or not all(isinstance(part, str) for part in texts):
         raise TypeError(f"TextModel: X is {checks.shown(X)}, expected a text or a list of texts")
     whole = "".join(texts)
-    whole.encode()  # raises where it has half of a surrogate pair
+    whole.encode()  # raises if it has half of a surrogate pair
     return whole
 
 
 def text_of_tokens(codec: text.Codec, drawn: Iterator[Any]) -> Iterator[str]:
-    """Yield the text of tokens that come one at a time."""
+    """Yield the text of tokens, which come one at a time."""
     stream = text.TextStream(codec)
     for token, _ in drawn:
         if piece := stream.push(int(token[0])):

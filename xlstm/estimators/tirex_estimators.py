@@ -1,4 +1,4 @@
-"""TiRex as estimators: forecasts without training, and features of series."""
+"""Estimators around a pretrained TiRex: forecasts without training, and features of series."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from xlstm.models.tirex import PrefixStateCache, TiRex, TiRex2, items
 from xlstm.models.tirex.items import Pretrained
 from xlstm.models.tirex.transforms import levels_of
 
-FEWEST = 3  # rows before the first forecast of a score, for the baselines
+FEWEST = 3  # least rows before the first forecast of a score, for the baselines
 FORECASTER = "ZeroShotForecaster"
 FEATURES = "TiRexFeatures"
 
@@ -43,13 +43,13 @@ Checkpoint = AnyPath | tuple[TiRex | TiRex2, Params]
 def load_model(
     where: str, checkpoint: Checkpoint, backend: str | Backend | None, dtype: DType | None
 ) -> tuple[TiRex | TiRex2, Params]:
-    """Return the pretrained model of an estimator; a pair of a model and its parameters stays as it
-    is.
+    """Return the pretrained model of an estimator with its parameters; a pair of both is returned
+    unchanged.
 
     Raises
     ------
     OSError, ValueError, TypeError
-        The checkpoint is none.
+        The checkpoint cannot be read or is not a TiRex.
     """
     if not isinstance(checkpoint, tuple):
         return tirex.load(
@@ -66,51 +66,53 @@ def load_model(
 
 @dataclass(eq=False, repr=False)
 class ZeroShotForecaster(SeriesEstimator):
-    """Forecast series with a pretrained TiRex, without any training on them.
+    """Forecast series with a pretrained TiRex, without training on them.
 
-    It takes series and tables, and returns forecasts and scores, as `Forecaster` does. TiRex-2 lets
-    the targets and the covariates of a series see each other; TiRex-1 forecasts each target by
-    itself and takes no covariates. Gaps (NaN) are missing values to the network, anywhere.
-    `predict`, `score` and `backtest` need no `fit`.
+    It takes series and tables, and returns forecasts and scores, like `Forecaster`. You need not
+    call `fit` before `predict`, `score` and `backtest`. TiRex-2 forecasts the targets of a series
+    together, and uses covariates. TiRex-1 forecasts each target by itself, and takes no covariates.
+    A series may have gaps (NaN) anywhere; the network sees them as missing values.
 
     Parameters
     ----------
     checkpoint : path, or pair of a model and its parameters
-        A published checkpoint, as `xlstm.interop.tirex.load` takes it, or a `TiRex` or `TiRex2`
-        that is there.
+        A published checkpoint, as for `xlstm.interop.tirex.load`, or a `TiRex` or `TiRex2` in
+        memory with its parameters.
     backend : str or Backend, optional
         As for `xlstm.backend`, by default "auto".
     dtype : {"float32", "float64"}, optional
-        By default that of the checkpoint.
+        The dtype of the weights, by default that of the checkpoint.
     name : str
         A name for the series.
     horizon : int, optional
-        Steps ahead that are forecast, by default a patch of the model, which is 32 steps in
-        published ones.
+        Steps ahead to forecast, by default one patch of the model: 32 steps in published models.
     quantiles : list of float, optional
-        Rising levels within those that the model was trained for, which are the default.
+        Rising levels within the range that the model was trained for; by default all levels that it
+        was trained for.
     batch_size : int, optional
-        Windows that the network sees at once, at most: by default 16 on a CPU and 512 on a GPU.
+        Most windows that the network sees at once, by default 16 on a CPU and 512 on a GPU.
     options : dict, optional
-        Further options of `forecast` of the model, such as `{"rollout": 2}` or `{"sign_flip":
+        Further options of the model's `forecast`, such as `{"rollout": 2}` or `{"sign_flip":
         True}`.
     season : int or "auto"
-        Steps of a season, of which the seasonal naive forecast is made that scores compare with; 0
-        for none. With "auto" it is found in the first 60 % of the series.
+        Steps of the season for the seasonal naive forecast, one of the baselines of scores; 0 for
+        none. With "auto", it is found in the first 60 % of the series.
     targets, past, future : list of str, optional
-        In tables, names of columns, of which each has one role: those to predict, by default all
-        others; covariates that are known up to the last value; and covariates that are known in
-        advance. With `targets` columns without a role are not read.
+        Names of columns, if you give a table. `targets` are the columns to predict, by default all
+        columns without another role. `past` are covariates that are known up to the last value, and
+        `future` covariates that are known in advance. A column has one role. If you give `targets`,
+        columns without a role are not read.
     series_id : str, optional
-        The column of tables that tells several series apart.
+        The column that tells several series of a table apart.
 
     Attributes
     ----------
     model_ : TiRex or TiRex2
+        The model.
     params_ : dict of str to array
         Parameters of the model.
     feature_names_in_ : array of str
-        Names of targets, where `fit` was given a table.
+        Names of the targets, if `fit` was given a table.
 
     Examples
     --------
@@ -134,17 +136,17 @@ class ZeroShotForecaster(SeriesEstimator):
     season: int | str = "auto"
 
     def fit(self, values: Any = None, **covariates: Unpack[CovariateArguments]) -> Self:
-        """Load the checkpoint, and remember the columns of a table; nothing is trained.
+        """Load the checkpoint, and remember the columns of a table, without any training.
 
         Parameters
         ----------
         values, covariates : optional
-            As for `predict`. Tables of later calls are to have the same targets.
+            As for `predict`. Tables of later calls must have the same targets.
 
         Returns
         -------
         ZeroShotForecaster
-            Itself.
+            The forecaster itself.
 
         Raises
         ------
@@ -160,40 +162,41 @@ class ZeroShotForecaster(SeriesEstimator):
     def predict(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
     ) -> Any:
-        """Return the medians of the values after the end of a series.
+        """Return forecasts, as medians, of the values after the end of a series.
 
         Parameters
         ----------
         values : array (N,) or (N, C), list of such arrays, or table
-            A series of one target, of several, or several series. NaN is a gap, which may be
-            anywhere. Rows that are missing between dates become gaps.
+            One series with one target (N,) or with C targets (N, C), or several series. NaN marks a
+            gap, which may be anywhere. Missing dates become gaps.
         steps : int, optional
-            How many values; by default as many as the horizon.
+            Number of values to predict, by default the horizon.
         covariates : past, future, dates
-            As for `Forecaster.predict`: `past` (N, P) are covariates that are known up to the last
-            value, `future` (N + steps, F) those that are known in advance, and `dates` (N,) rising
-            dates. Where there are several series, these are lists with one entry for each. With a
-            table `future` is a table of the rows that are predicted, in any order if they have
-            dates.
+            As for `Forecaster.predict`. `past` (N, P) are covariates that are known up to the last
+            value. `future` (N + steps, F) are covariates that are known in advance. `dates` (N,)
+            are rising dates. If you give several series, each of these is a list with one entry for
+            each series. If `values` is a table, `future` is a table of the rows to predict alone,
+            in any order if they have dates.
 
         Returns
         -------
         array (steps,) or (steps, C), list of such arrays, or table
-            A table has the dates that follow.
+            A table has the dates of the predicted values.
 
         Raises
         ------
         OSError, ValueError, TypeError
-            The checkpoint cannot be read, a series is out of range, there are covariates and the
-            model takes none, or a parameter is out of range.
+            The checkpoint cannot be read. A series or a parameter is out of range. There are
+            covariates, and the model takes none.
         """
         return self._after(values, steps, covariates).mean
 
     def predict_quantiles(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
     ) -> Any:
-        """Return quantiles of the values after the end of a series; they may cross, as the model
-        gives them.
+        """Return forecast quantiles of the values after the end of a series.
+
+        They are the model's own quantiles, which may cross.
 
         Parameters
         ----------
@@ -203,8 +206,8 @@ class ZeroShotForecaster(SeriesEstimator):
         Returns
         -------
         array (steps, Q) or (steps, C, Q), list of such arrays, or table
-            In the order of the parameter `quantiles`; columns of a table have the quantile at the
-            end of their names.
+            In the order of the parameter `quantiles`. Column names of a table end with the
+            quantile.
 
         Raises
         ------
@@ -216,7 +219,7 @@ class ZeroShotForecaster(SeriesEstimator):
     def score(
         self, values: Any, stride: int = 1, **covariates: Unpack[CovariateArguments]
     ) -> Score:
-        """Return errors on the last 20 % of a series beside those of baselines, which are those of
+        """Return errors on the last 20 % of a series, beside those of the baselines of
         `Forecaster.score`.
 
         Parameters
@@ -224,7 +227,7 @@ class ZeroShotForecaster(SeriesEstimator):
         values, covariates
             As for `predict`; `future` needs no rows after the series.
         stride : int
-            Rows from the beginning of one forecast to that of the next. The time is that of so many
+            Rows between the beginnings of two forecasts. The time grows with the number of
             forecasts.
 
         Returns
@@ -246,15 +249,15 @@ class ZeroShotForecaster(SeriesEstimator):
     def backtest(
         self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]
     ) -> Score:
-        """Return errors of forecasts from rolling origins, one horizon after another at the end of
-        the series.
+        """Return errors of forecasts of the last horizons of a series, each from the rows before
+        it.
 
         Parameters
         ----------
         values, covariates
             As for `score`.
         folds : int
-            How many forecasts of each series.
+            Number of forecasts of each series; the last one ends with the series.
 
         Returns
         -------
@@ -263,7 +266,7 @@ class ZeroShotForecaster(SeriesEstimator):
         Raises
         ------
         OSError, ValueError, TypeError
-            As for `predict`; there is not enough room for the folds.
+            As for `predict`, or the series is too short for the folds.
         """
         folds = checks.count(FORECASTER, "folds", folds)
         return self._scored(
@@ -271,13 +274,13 @@ class ZeroShotForecaster(SeriesEstimator):
         )
 
     def for_export(self, lengths: bool) -> Export:
-        """Return what `interop.onnx.to_onnx` writes beside the network, which takes tokens of
-        scaled patches.
+        """Return the metadata, inputs and formula that `interop.onnx.to_onnx` writes beside the
+        network, whose input is tokens of scaled patches.
         """
         return {"kind": FORECASTER}, {}, None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles have: all but the checkpoint's content, which is read
+        """Return the state for copies and pickles, without the checkpoint's content, which is read
         again.
         """
         return {
@@ -285,7 +288,7 @@ class ZeroShotForecaster(SeriesEstimator):
         }
 
     def _after(self, values: Any, steps: int | None, covariates: CovariateArguments) -> Any:
-        """Return forecasts after the end of series in the kind that the series came in."""
+        """Return forecasts after the end of series, in the form in which the series came."""
         network = self._network()
         steps = self._horizon(network) if steps is None else checks.size(FORECASTER, "steps", steps)
         return network.after(*self._read(network, values, covariates, steps), steps)
@@ -293,8 +296,8 @@ class ZeroShotForecaster(SeriesEstimator):
     def _scored(
         self, values: Any, covariates: CovariateArguments, origins: Callable[[int, int], Host]
     ) -> Score:
-        """Return the score of forecasts of each series at the rows that `origins` gives by its rows
-        and the horizon.
+        """Return the score of forecasts of each series from the rows `origins(N, horizon)`, for its
+        N rows.
         """
         network = self._network()
         H = self._horizon(network)
@@ -323,7 +326,7 @@ class ZeroShotForecaster(SeriesEstimator):
         steps: int,
         fitted: Sequence[str] | None = None,
     ) -> tuple[Panel, list[TimeSeries]]:
-        """Return series as they were given and as arrays, with `steps` rows ahead."""
+        """Return series as they came and as arrays, with `steps` rows ahead."""
         checks.text(FORECASTER, "name", self.name)
         beside = Covariates.of(FORECASTER, covariates)
         fitted = self._names() if fitted is None else fitted
@@ -339,11 +342,11 @@ class ZeroShotForecaster(SeriesEstimator):
         return int(checks.size(FORECASTER, "horizon", horizon))
 
     def _network(self) -> Pretrained:
-        """Return the model with its parameters and options; a checkpoint is read once."""
+        """Return the model with its parameters and options; a checkpoint is read only once."""
         source = self.checkpoint, self.backend, self.dtype
         if isinstance(self.checkpoint, tuple):
             model, params = load_model(FORECASTER, *source)
-            starts = None  # others may change these parameters
+            starts = None  # the caller may change these parameters
         else:
             if getattr(self, "_source", None) != source:
                 model, params = load_model(FORECASTER, *source)
@@ -359,13 +362,13 @@ class ZeroShotForecaster(SeriesEstimator):
 
 
 def _rows(X: Any) -> Any:
-    """Return series; a table has one in each row."""
+    """Return a list of series; each row of a table is one."""
     return frames.table_of(FEATURES, X).values if frames.has_columns(X) else X
 
 
 def _variates(X: Any) -> int:
-    """Return the number of variates of several series, which is the same for all; raise ValueError
-    where it is not.
+    """Return the number of variates, which all series must share; raise ValueError if they do
+    not.
     """
     series = items.read_arrays(FEATURES, X, 2)
     counts = {len(rows) for rows in series.rows}
@@ -377,30 +380,32 @@ def _variates(X: Any) -> int:
 
 @dataclass(eq=False, repr=False)
 class TiRexFeatures(Estimator):
-    """Embeddings of series by a pretrained TiRex, as features for any classifier or regressor of
+    """Embeddings of series by a pretrained TiRex: features for any classifier or regressor of
     scikit-learn.
 
-    A feature is one of D units of one block, averaged over time; `TiRex.embed` describes the
-    computation. Nothing is trained.
+    A feature is one of the D units of a block, averaged over time; `TiRex.embed` describes the
+    computation. `fit` trains nothing.
 
     Parameters
     ----------
     checkpoint : path, or pair of a model and its parameters
-        A published checkpoint, as `xlstm.interop.tirex.load` takes it, or a `TiRex` or `TiRex2`
-        that is there.
+        A published checkpoint, as for `xlstm.interop.tirex.load`, or a `TiRex` or `TiRex2` in
+        memory with its parameters.
     backend : str or Backend, optional
         As for `xlstm.backend`, by default "auto".
     dtype : {"float32", "float64"}, optional
-        By default that of the checkpoint.
+        The dtype of the weights, by default that of the checkpoint.
     batch_size : int
-        Series that the network sees at once, at most.
+        Most series that the network sees at once.
 
     Attributes
     ----------
     model_ : TiRex or TiRex2
+        The model.
     params_ : dict of str to array
+        Parameters of the model.
     n_variates_ : int
-        Variates of each series of `fit`.
+        Number of variates of each series in `fit`.
 
     Examples
     --------
@@ -419,24 +424,25 @@ class TiRexFeatures(Estimator):
     batch_size: int = 64
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Load the checkpoint.
+        """Load the checkpoint, and check the series.
 
         Parameters
         ----------
         X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table
-            Series, of which NaN are missing values. A table has a row for each series.
+            S series of V variates and L steps; NaN marks missing values. A table has a row for each
+            series.
         y : object, optional
             It is not used.
 
         Returns
         -------
         TiRexFeatures
-            Itself.
+            The estimator itself.
 
         Raises
         ------
         OSError, ValueError, TypeError
-            The checkpoint or the series are none.
+            The checkpoint cannot be read, or X has none of these forms.
         """
         model, params = load_model(FEATURES, self.checkpoint, self.backend, self.dtype)
         return self._become(model_=model, n_variates_=_variates(_rows(X)), params_=params)
@@ -447,17 +453,18 @@ class TiRexFeatures(Estimator):
         Parameters
         ----------
         X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table
-            They have as many variates as those of `fit`, and any length.
+            Series of any length, with as many variates as in `fit`.
 
         Returns
         -------
         array (S, blocks * V * D)
-            float64, with the units of each variate side by side and those of the first block first.
+            float64. The features of the first block come first, and within a block those of the
+            first variate.
 
         Raises
         ------
         NotFittedError, ValueError, TypeError
-            `fit` was not called, or the series do not fit.
+            `fit` was not called, or X has another form or number of variates.
         """
         X = _rows(X)
         count = _variates(X)
@@ -468,12 +475,25 @@ class TiRexFeatures(Estimator):
         return np.asarray(self.model_.embed(self.params_, X, batch_size=self.batch_size))
 
     def fit_transform(self, X: Any, y: Any = None) -> Values:
-        """Return `fit(X).transform(X)`; see there."""
+        """Return `fit(X).transform(X)`, with the parameters, results and errors of both.
+
+        Parameters
+        ----------
+        X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table
+            As for `fit`.
+        y : object, optional
+            It is not used.
+
+        Returns
+        -------
+        array (S, blocks * V * D)
+            As for `transform`.
+        """
         return self.fit(X).transform(X)
 
     def get_feature_names_out(self, input_features: Any = None) -> Host:
-        """Return the names of the features, such as "block3_unit17", and "block3_variate1_unit17"
-        of several variates.
+        """Return the names of the features, such as "block3_unit17", or "block3_variate1_unit17" if
+        there are several variates.
 
         Parameters
         ----------

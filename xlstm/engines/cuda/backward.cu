@@ -1,6 +1,6 @@
 // The time loop backward: one launch for all steps. A block has UNITS units of a head and NB sequences; it keeps the rows of
-// Wh of its units on the chip, transposed, multiplies its own dz by them, and gets from every block a part of dh of its
-// units, which it adds in an order that is always the same. Only dz leaves the chip.
+// Wh of its units on the chip, transposed, and multiplies its own dz by them. It gets a part of dh of its units from every
+// block, and adds these parts always in the same order. Only dz leaves the chip.
 
 constexpr int PART_ROW = CLUSTER ? UNITS + 4 : UNITS;  // without conflicts in shared memory
 constexpr int PART = NB * PART_ROW;
@@ -56,7 +56,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     begin_group(group, STEP_BYTES);
 
 #if !CLUSTER
-    // Adds what all blocks found at step t to as many parts as there are shares.
+    // Adds the results of all blocks at step t to one part per share.
     auto receive = [&](int t) {
         const uint4* from = (const uint4*)exchange
             + ((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + group.rank) * BLOCKS * PIECES;
@@ -75,7 +75,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         sync_block();
     };
 #endif
-    // The sum of what all blocks found of a cell's dh at step t.
+    // The sum of all blocks' parts of a cell's dh at step t.
     auto received = [&](int t, int column, int unit) {
         const REAL* from = parts + (CLUSTER ? t % 2 * BLOCKS * PART : 0) + column * PART_ROW + unit;
         REAL sum = 0;

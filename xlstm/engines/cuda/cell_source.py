@@ -1,8 +1,7 @@
-"""The text of a kernel: a template of this folder, the sizes it is made for, and the cell as C made
-from its trace.
+"""The text of a kernel: a template of this folder, its sizes, and the cell as C from its trace.
 
-The templates have the schedule, the exchange and the memory, and no formula. Into a kernel of all
-steps the cell comes as structs and functions for one unit of one sequence: State goes from step to
+The templates have the schedule, the exchange and the memory, but no formula. In a kernel of all
+steps, the cell is structs and functions for one unit of one sequence. State passes from step to
 step, Constant is the same at all steps, Fetched is read and Result is written at each step. The
 function `step` is the trace of the cell; the other functions move numbers. A kernel of one step has
 one function, for all units of a sequence.
@@ -24,16 +23,17 @@ from xlstm.tracing.reductions import RowWriter
 from xlstm.tracing.symbols import trace
 from xlstm.tracing.writers import C
 
-# "forward" keeps what backward needs, "slim" keeps the carried states alone, and "lean" nothing.
-# "again" makes what the cell saves from what slim kept, for all steps at once. Where a cell makes a
-# product itself, "factor" and "factor_bwd" make the other factor of its matrix.
+# "forward" keeps the values that backward needs, "slim" keeps only the carried states, and "lean"
+# keeps nothing. "again" computes the cell's saved values from those of "slim", for all steps at
+# once. If a cell has a product of its own, "factor" and "factor_bwd" compute the other factor of
+# its matrix.
 KINDS = ("forward", "slim", "lean", "again", "backward")
 FACTORS = ("factor", "factor_bwd")
 BACK = ("backward", "factor_bwd")
 KEEP_H = ("forward", "slim", "lean")  # after every step
 KEEP_STATES = ("forward", "slim")
-ARRANGE = "xlstm_arrange"  # the kernel in every loop's text that lays weights out for it
-MOST = 256  # threads at most of a block of a kernel without a loop
+ARRANGE = "xlstm_arrange"  # the kernel that lays out weights, in the text of every loop
+MOST = 256  # most threads in a block of a kernel without a loop
 LOOP = (
     "const int* offsets, int steps, int width, int group0, unsigned* flags, void* exchange, const"
     " void* arranged, unsigned* late, unsigned number"
@@ -44,8 +44,9 @@ SCAN = "const int* offsets, int steps, int width"
 
 @functools.cache
 def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> KernelSource:
-    """Return the kernel of a whole pass, of any kind but "again"; `keep_h` says to keep h before
-    every step, too.
+    """Return the kernel of a whole pass, of any kind except "again".
+
+    With `keep_h`, the kernel also keeps h before every step.
     """
     sizes = {
         "WIDTH": tiling.width,
@@ -83,7 +84,9 @@ def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> Ke
 
 @functools.cache
 def scan(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> KernelSource:
-    """Return the kernel of a whole pass of a cell without a product of h, as `loop` does."""
+    """Return the kernel of a whole pass of a cell without a product with h; arguments are as for
+    `loop`.
+    """
     sizes = {
         "WIDTH": tiling.width,
         "HEADS": tiling.heads,
@@ -100,7 +103,7 @@ def scan(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> Ke
 def pointwise(
     step: Pointwise, kind: str, arithmetic: Arithmetic, heads: int, width: int, keep_h: bool = False
 ) -> KernelSource:
-    """Return the kernel of one step without the product of h; each block has one sequence."""
+    """Return the kernel of one step without the product with h; each block has one sequence."""
     sizes = {
         "WIDTH": width,
         "HEADS": heads,
@@ -112,7 +115,7 @@ def pointwise(
 
 
 def threads_of(units: int) -> int:
-    """Return the threads of a block of a kernel without a loop: a power of two."""
+    """Return the threads in a block of a kernel without a loop: a power of two."""
     return min(MOST, 1 << max(5, (units - 1).bit_length()))
 
 
@@ -146,13 +149,15 @@ def _source(
 
 
 class _Cell:
-    """A cell in a kernel of one kind: the arrays of the kernel, and what is C of them.
+    """A cell in a kernel of one kind: the arrays of the kernel, and C code for them.
 
-    Arrays are named as in `engines/pointwise.py`, the cell's own parameters, biases and numbers
-    with the prefix `p_`. A kernel reads the states, backward their gradients, from `before_` + name
-    and leaves them in `after_` + name. Where each step has a kernel of its own, both are one array,
-    in the type that is computed in, and `product` is what the array library made of h or of dz.
-    `drop` and `inner` have a row for each sequence of the step.
+    Arrays are named as in `engines/pointwise.py`. The cell's own parameters, biases and numbers
+    have the prefix `p_`. A kernel reads the states (in the backward pass, their gradients) from
+    `before_` + name and writes them to `after_` + name.
+
+    If each step has its own kernel, both are one array, in the type of the arithmetic. `product` is
+    then the result of the array library for h or for dz. `drop` and `inner` have a row for each
+    sequence of the step.
     """
 
     loop: ClassVar[bool]
@@ -172,27 +177,27 @@ class _Cell:
         self.lines, outputs = trace(function, inputs, step.library)
         used = {line.args[0] for line in self.lines if line.op == "input"}
         self.inside = ("h", *step.carried)
-        self.states = step.carried if around.projected else self.inside  # that the kernel is given
-        # the mask of a projection is not of these units
+        self.states = step.carried if around.projected else self.inside  # of the kernel
+        # the mask of a projection does not belong to these units
         drop = around.drop and not around.projected
         self.beside = tuple(
             name for name in ("drop", "inner") if name in used or (name == "drop" and drop)
         )
-        # The gradient that goes through the product of h.
+        # The gradient that passes through the product with h.
         self.passed_on = next(name for name in ("da", "dzh", "dz") if name in step.gradients)
         dy = () if around.projected else ("dy",)
         each = (*((*dy, *step.carried, *step.saved) if self.back else ("zx",)), *step.shares)
         self.fetched: Rows = {
             name: inputs.get(name) for name in each if name in used or name == "dy"
         }
-        anew = {"zx", "zh", "drop", "inner", *self.inside, *step.shares}  # at every step
+        anew = {"zx", "zh", "drop", "inner", *self.inside, *step.shares}  # new at every step
         self.constant: Rows = {
             f"p_{name}": rows
             for name, rows in step.before.items()
             if name in used and name not in anew
         }
         self.numbers = [f"p_{name}" for name in step.numbers if name in used]
-        self.y = "out" if around.projected else "y"  # what is kept of h after the step
+        self.y = "out" if around.projected else "y"  # the name under which h after the step is kept
         states_kept = [self.y] if kind in KEEP_H else []
         if kind in KEEP_STATES:
             states_kept += [*step.carried, *["h"] * keep_h]
@@ -200,14 +205,14 @@ class _Cell:
         self.results: Rows = dict.fromkeys(states_kept) | {
             name: outputs[name] for name in computed if name in outputs
         }
-        # the states that the kernel leaves
+        # the states that the kernel writes at its end
         self.ends = () if kind == "again" or "factor" in outputs else self.states
         self.arrays = self._arrays(
             "IO" if self.loop or kind == "again" else "REAL", "factor" in outputs
         )
 
     def _arrays(self, state: str, factor: bool) -> list[tuple[str, str]]:
-        """Return types and names of the arguments, with that of states."""
+        """Return types and names of the arguments; `state` is the type of states."""
         read = [
             *self.fetched,
             *(name for name in self.constant if name not in self.numbers),
@@ -259,7 +264,7 @@ class _Loop(_Cell):
                 _struct("Fetched", _fields("IO", self.fetched)),
                 _struct("Result", _fields("IO", self.results)),
                 _function(f"constants(Constant& k, {arrays}, int unit)", constants),
-                # Numbers stay in the type of memory here: then nothing waits for them yet.
+                # Numbers keep their type in memory here, so that nothing waits for them yet.
                 _function(
                     f"fetch(Fetched& f, {row})",
                     _each(self.fetched, "f.{name}[{row}] = a.{name}[{at}];"),
@@ -285,7 +290,7 @@ class _Loop(_Cell):
     def _step(self) -> list[str]:
         before = ["State after = s;"]
         after = ["s = after;"]
-        if self.back:  # s.h is the gradient of h that does not pass through the product
+        if self.back:  # s.h is the part of the gradient of h beside the product
             before += [f"dh = {self._masked('dh')} + s.h + widen(f.dy[0]);", "after.h = 0;"]
         else:
             before += [
@@ -321,14 +326,14 @@ class _Loop(_Cell):
 
 
 class _Step(_Cell):
-    """A cell in a kernel of one step: a block has one sequence, so that means along units can be
-    taken.
+    """A cell in a kernel of one step; a block has one whole sequence, so that means along units are
+    possible.
     """
 
     loop = False
 
     def text(self) -> str:
-        """Return the structs, and the function of a sequence."""
+        """Return the structs, and the function for a sequence."""
         inputs = {str(line.args[0]) for line in self.lines if line.op == "input"}
         single = {name for name in inputs if f"p_{name}" in self.numbers}
         body = RowWriter(
@@ -351,7 +356,7 @@ class _Step(_Cell):
             return f"widen(a.product[(column * ROWS + {row}) * ALL + unit])"
         if name in self.beside:
             return f"widen(a.{name}[{at}])"
-        if self.back and name == "dh":  # by its product, by what goes past it, and by y
+        if self.back and name == "dh":  # through its product, beside it, and through y
             product = f"widen(a.product[{at}])"
             if "h" not in self.states:  # before its projection
                 return product
@@ -391,8 +396,9 @@ def _place(rows: int | None, row: int | None) -> str:
 
 
 def _each(arrays: Rows, form: str) -> list[str]:
-    """Return a statement for each row of each array; `at` is the place of a unit in an array (N,
-    rows, H).
+    """Return a statement for each row of each array.
+
+    In it, `at` is the place of a unit in an array (N, rows, H).
     """
     return [
         form.format(name=name, row=row, at=_place(rows, row))

@@ -7,7 +7,7 @@ DEVICE Group group_of(int group0, unsigned* flags, Arrivals* arrivals, const Lat
 
 // The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all, whether
 // it is one of the first `columns` sequences of the batch and a unit of the head). The group is passed by value: by
-// reference it took registers that there were not.
+// reference it needed more registers than there are.
 constexpr int CELLS = (UNITS * NB + THREADS - 1) / THREADS;
 template <class F>
 DEVICE void all_cells(const Group group, int columns, F f) {
@@ -19,7 +19,7 @@ DEVICE void all_cells(const Group group, int columns, F f) {
     });
 }
 
-// The same for cells that are there.
+// The same, only for cells that exist.
 template <class F>
 DEVICE void cells(const Group group, int columns, F f) {
     all_cells(group, columns, [&](int i, int column, int unit, int all, bool there) {

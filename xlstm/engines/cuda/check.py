@@ -1,8 +1,7 @@
-"""A comparison of every kind of kernel with NumPy in float64, on the card that is there.
+"""Check every kind of kernel on the current GPU against NumPy in float64.
 
-The kernels that do many steps at once are not used before they were checked, which the first
-training does in a process of its own. `check_results` keeps the results, and has a kind whose values
-are wrong not be used again.
+Kernels of many steps are not used until they are checked. The first training on a GPU does this in
+a process of its own. `check_results` keeps the results, and blocks kinds with wrong values.
 """
 
 from __future__ import annotations
@@ -54,38 +53,39 @@ CELLS = {
 WIDTHS = [(2, 9), (1, 5)]  # steps and sequences
 D = 3
 H = 40
-STEP = "step"  # in the place of a path, for a single step
-LEAST = 1e-3  # a smaller array counts as one of this size
-# A kind takes some kernels, each of which NVRTC compiles in a few seconds, and they run for less
-# than one. So one that takes a minute hangs, and costs no more than that; a limit for all kinds
-# would be reached by a slow compiler, too.
+STEP = "step"  # in place of a path: a single step
+LEAST = 1e-3  # least size of an array to which differences are relative
+# NVRTC compiles each of the few kernels of a kind in some seconds, and they run for less than one.
+# So a kind that takes a minute hangs, and costs no more than a minute. A limit for all kinds
+# together would also stop a slow compiler.
 SECONDS = 60
-HUNG = "Timeout ("  # what faulthandler says then
-MARK = "xlstm check: "  # before the lines of the process
-END: list[Any] = []  # its last line
+HUNG = "Timeout ("  # the message of faulthandler at the limit
+MARK = "xlstm check: "  # beginning of each line of the process
+END: list[Any] = []  # last line of the process
 COMMAND = (sys.executable, "-P", "-c", "from xlstm.engines.cuda import check; check.child()")
 log = logging.getLogger("xlstm")
 
 
 def check() -> Checked:
-    """Compare the values of every kind of kernel on the current GPU with NumPy's, print a table,
-    and keep the result.
+    """Compare every kind of kernel on the current GPU with NumPy, print a table, and keep the
+    result.
 
-    The kernels are compiled where they were not before, which takes some minutes. Kernels with
-    wrong values, or that do not run, are not used again: slower ways do their work. Each kind runs
-    twice, and has to give the same bits. This process runs the kernels, so it ends with one that
-    does not; `xlstm check` has a process of its own for them, and so has the check that the first
-    training on a card makes by itself.
+    Kernels that are not compiled yet are compiled first, which takes some minutes. Each kind runs
+    twice, and must give the same bits both times. Kernels that have wrong values or do not run are
+    not used again: slower paths replace them.
+
+    The kernels run in this process. If one of them crashes or hangs, so does the process. `xlstm
+    check`, and the check that the first training on a card makes, use a process of their own.
 
     Returns
     -------
     list of KernelCheck
-        With the attribute `wrong`, the rows with a problem.
+        Its attribute `wrong` has the rows with a problem.
 
     Raises
     ------
     BackendError
-        CuPy is not usable, or is the one for ROCm; the message says why.
+        CuPy is not usable, or is the version for ROCm; the message has the reason.
     """
     _usable()
     check_results.begin_anew()
@@ -100,18 +100,18 @@ def check() -> Checked:
 
 
 def apart() -> Checked:
-    """Do as `check` in a process of its own, without a table; where a kernel hangs, the rows end
-    with it.
+    """Run `check` in a process of its own, without a table; if a kernel hangs, it has the last
+    row.
     """
     _usable()
     return Checked(row for dtype in check_results.DTYPES for row in _apart(dtype)[0])
 
 
 def first_training(*dtypes: str) -> None:
-    """Check the kernels for arrays of these dtypes on the current card, unless there is a result.
+    """Check the kernels for these dtypes on the current card, unless there is a result.
 
-    It is kept where a folder can be written to. Of several processes one checks, and the others
-    wait for its result.
+    The result is kept if a folder is writable. If several processes start, one checks and the
+    others wait for its result.
     """
     launch.current()
     if check_results.asked() != "0" and told()[0] != "loop":
@@ -126,13 +126,13 @@ def _prove(card: str, dtype: str) -> None:
 
 
 def child() -> None:
-    """Check the kernels for a dtype on a device, the arguments of this process, which ends where
-    one of them hangs.
+    """Check the kernels for a dtype on a device, both from the arguments of this process.
 
-    A line on standard output says which kind is next, and another one how it went.
+    If a kernel hangs, the process ends. Standard output has a line before each kind, with its name,
+    and a line after it, with its result.
     """
     dtype, number = sys.argv[1:]
-    # It ends the process even while a call of CUDA does not come back.
+    # It ends the process even if a call of CUDA does not return.
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     backend("cupy")
     cupy = optional_imports.cupy()
@@ -141,7 +141,7 @@ def child() -> None:
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         _say(kind[:3])
         row = _compare(*kind)
-        # This raises where the card answers nothing more after this kernel.
+        # This raises if the card no longer answers after this kernel.
         cupy.cuda.Device().synchronize()
         _say(row)
     _say(END)
@@ -160,7 +160,7 @@ def _usable() -> None:
 
 def _apart(dtype: str) -> tuple[Checked, bool]:
     """Check the kernels for a dtype in a process of its own, and keep the result; also return
-    whether it stopped.
+    whether the process stopped early.
     """
     log.info(
         "checking the %s kernels of %s, once for this card, driver and versions",
@@ -184,19 +184,19 @@ def _apart(dtype: str) -> tuple[Checked, bool]:
         why = f"no answer within {SECONDS} s" if HUNG in words else words.strip().splitlines()[-1]
         kernel, kind, *_, name = lines[-1] if lines else ("all", dtype, "check ")
         rows.append(KernelCheck(kernel, kind, None, why, name))
-    if lines and "OutOfMemoryError" not in words:  # else another process may come further
+    if lines and "OutOfMemoryError" not in words:  # else another process may get further
         check_results.write(dtype, rows, stopped)
     return rows, stopped
 
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Wait until no other process checks."""
+    """Wait until no other process runs a check."""
     try:
         fcntl: Any = importlib.import_module("fcntl")
         folder = secure_cache.folder(check_results.place("")[0])
         handle = os.open(folder / "check.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except (ImportError, OSError):  # Windows, or a folder that is not ours
+    except (ImportError, OSError):  # Windows, or a folder of another user
         yield
         return
     try:
@@ -229,7 +229,7 @@ def _kinds_of_layers(dtype: str, precision: str, card: Device) -> Iterator[tuple
         step = pointwise(cell, (), biases)
         names = {} if kind == "tf32" else {STEP: f"{STEP} "}
         for path in PATHS[1:]:
-            with contextlib.suppress(ValueError):  # a path that the card has not
+            with contextlib.suppress(ValueError):  # a path that the card does not have
                 asked = path, precision
                 choice = choose(asked, step, "", dtype, H, 1, WIDTHS[0][1], card)
                 if kind in (dtype, choice.arithmetic.name):
@@ -246,7 +246,9 @@ def _kinds_of_layers(dtype: str, precision: str, card: Device) -> Iterator[tuple
 def _compare(
     kernel: str, kind: str, name: str, run: Callable[..., Sequence[Array]], *shapes: tuple[int, ...]
 ) -> KernelCheck:
-    """Run a function of arrays twice on CuPy, and on NumPy in float64."""
+    """Run a function of arrays twice on CuPy, and on NumPy in float64, and return the
+    comparison.
+    """
     dtype = "float32" if kind == "tf32" else kind
     rng = np.random.default_rng(0)
     be = backend("cupy", dtype=dtype)
@@ -265,7 +267,7 @@ def _compare(
         np.abs(a - b).max() / max(np.abs(b).max(), LEAST)
         for a, b in zip(first, expected, strict=True)
     ]
-    gap = float(np.max(gaps))  # NaN counts
+    gap = float(np.max(gaps))  # NaN counts as a gap
     problem = kernel_fallback.why(name, kernel_fallback.current())
     if not problem and not gap <= ALLOWED[kind]:
         problem = WRONG
@@ -275,7 +277,7 @@ def _compare(
 
 
 def _passes(cell: Any, path: str, precision: str, xp: Namespace, *arrays: Array) -> list[Array]:
-    """Return what a pass forward and one backward give, or a single step, by kernels or by
+    """Return the results of a forward and a backward pass, or of a single step, by kernels or by
     NumPy.
     """
     *weights, x = arrays
@@ -289,14 +291,14 @@ def _passes(cell: Any, path: str, precision: str, xp: Namespace, *arrays: Array)
         return list(after)
     with use(path, precision):
         y, end, tape = engine.forward(step, x, state, WIDTHS, "all")
-        # Which of two numbers is the maximum m, and so has its gradient, may depend on a rounding.
+        # Rounding may decide which of two numbers is the maximum m, and so gets its gradient.
         dend = [xp.zeros_like(s) for s in end] if "m" in cell.STATES else end
         gradients, start = engine.backward(tape, y, dend)
     return [y, *end, *start, *(gradients.arrays[name] for name in sorted(gradients.arrays))]
 
 
 def _chunks(precision: str, xp: Namespace, *arrays: Array) -> list[Array]:
-    """Return what the passes of an mLSTM give in chunks of 16 steps."""
+    """Return the results of both passes of an mLSTM, in chunks of 16 steps."""
     cell: Any = mlstm_chunks
     passes: Any = chunk_passes
     _, B, N = arrays[3].shape
@@ -327,7 +329,7 @@ def _sigmoid(xp: Namespace, a: Array) -> Array:
     return 1 / (1 + xp.exp(-a))
 
 
-# Calls of two arrays (4, 40) that launch the kernels of these names.
+# Calls with two arrays (4, 40), by the names of the kernels that they launch.
 ARRAYS: dict[str, Callable[..., Sequence[Array]]] = {
     "xlstm_concat": lambda xp, a, b: [concat(xp, [a, filled(xp, a, 0.5, 2, 1), b], 1)],
     "xlstm_gather": lambda xp, a, b: gather(

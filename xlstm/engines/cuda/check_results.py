@@ -1,8 +1,8 @@
-"""The results of checks of kernels on a card, which are kept in the folder of CuPy's compiled
-kernels by dtype, card, driver and versions.
+"""Keep the results of checks of kernels, by dtype, card, driver and versions.
 
-A process that finds a result there goes by it: kernels that were found wrong are not used, and
-those that do many steps at once are not used before they were checked.
+They are in the folder of CuPy's compiled kernels. A process that finds a result there applies it:
+kernels with wrong values are not used, and kernels of many steps are not used until they are
+checked.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from xlstm.engines.cuda.choice import LAUNCHES, PATHS, PRECISIONS, TENSOR
 from xlstm.engines.cuda.chunk_source import CHUNK_ARITHMETIC
 
 VARIABLE = "XLSTM_CUDA_CHECK"
-# Numbers are rounded some ten times on the way of a gradient: the products, gates and states of
-# three steps. Halves are rounded where they are stored, float32 and float64 also in some 40 sums,
-# and in exp and tanh. The bounds are wide, as a wrong index, barrier or scale changes values by as
-# much as they are themselves.
+# A gradient is rounded some ten times on its way: in products, gates and states of three steps.
+# Halves are rounded when they are stored, float32 and float64 also in some 40 sums, and in exp and
+# tanh. The bounds are wide, because a wrong index, barrier or scale changes values by their own
+# size.
 ALLOWED = {
     "float64": 200 * 2.0**-53,
     "float32": 200 * 2.0**-24,
@@ -38,22 +38,24 @@ OTHER = "other bits in a second run"
 UNCHECKED = (
     "its kernels are not checked on this card yet: the first training does it, and `xlstm check`"
 )
-_begun: set[str] = set()  # cards that were used before
+_begun: set[str] = set()  # cards already in use
 
 
 class KernelCheck(NamedTuple):
-    """The result for a kind of kernel.
+    """The result of a check of one kind of kernel.
 
     Attributes
     ----------
     kernel, dtype : str
+        The kind, and the dtype of its arrays.
     difference : float or None
-        The largest one from NumPy, relative to the largest value of an array; None where there is
-        no number.
+        The largest difference from NumPy, relative to the largest value of an array; None if there
+        is no number.
     problem : str
-        "" where all is well.
+        The problem in words, "" if there is none.
     name : str
-        That of the kernels that are not used where there is a problem, as `kernel_fallback.note` takes it.
+        The name of the kernels that are blocked if there is a problem, as for
+        `kernel_fallback.note`.
     """
 
     kernel: str
@@ -64,7 +66,7 @@ class KernelCheck(NamedTuple):
 
 
 class Checked(list[KernelCheck]):
-    """The rows of a check; as a string they are a table."""
+    """The rows of a check; its text is a table."""
 
     @property
     def wrong(self) -> list[KernelCheck]:
@@ -80,9 +82,7 @@ class Checked(list[KernelCheck]):
 
 
 def first_use() -> None:
-    """Go by the results that are kept for the current card, and hold the kernels of which there is
-    none.
-    """
+    """Apply the kept results for the current card, and hold back kernels without a result."""
     if (card := kernel_fallback.current()) in _begun:
         return
     _begun.add(card)
@@ -94,23 +94,23 @@ def first_use() -> None:
 
 
 def begin_anew() -> None:
-    """Have all kernels be tried again on the current card, whatever is kept."""
+    """Let all kernels be tried again on the current card, whatever results are kept."""
     _begun.add(kernel_fallback.current())
     kernel_fallback.forget()
 
 
 def asked() -> str:
-    """Return what the environment asks for: "" is a check at the first training, "0" none, "1" one
-    in any case.
+    """Return the setting in the environment: "" checks at the first training, "0" never, "1"
+    always.
     """
     return checks.variable(VARIABLE, ("0", "1"))
 
 
 def names(dtype: str) -> set[str]:
-    """Return the names of the kinds of kernels for a dtype that are not used before they are
+    """Return the names of the kinds of kernels for a dtype that are not used until they are
     checked.
 
-    They do many steps at once, and most of them have blocks that wait for one another.
+    They compute many steps at once, and most of them have blocks that wait for one another.
     """
     arithmetics = {dtype, *(TENSOR.get((dtype, precision), dtype) for precision in PRECISIONS)}
     loops = {f"{path} {name} " for path in PATHS if path not in LAUNCHES for name in arithmetics}
@@ -118,8 +118,9 @@ def names(dtype: str) -> set[str]:
 
 
 def go_by(dtype: str, rows: Checked, stopped: bool) -> None:
-    """Use the kernels for a dtype that a check found right; none that are to be checked first where
-    it stopped.
+    """Apply the result of a check for a dtype: use the kernels without a problem.
+
+    If the check stopped early, hold back all kernels that have to be checked first.
     """
     kernel_fallback.forget(names(dtype))
     note(rows)
@@ -130,17 +131,17 @@ def go_by(dtype: str, rows: Checked, stopped: bool) -> None:
 
 
 def note(rows: Checked) -> None:
-    """Have the kernels with a problem not be used."""
+    """Block the kernels that have a problem."""
     for row in rows.wrong:
         if not kernel_fallback.why(row.name, kernel_fallback.current()):
             kernel_fallback.note(row.name, f"{row.problem}, {row.dtype}")
 
 
 def read(dtype: str) -> tuple[Checked, bool] | None:
-    """Return the rows with a problem of the result that is kept for a dtype, and whether the check
-    stopped there.
+    """Return the rows with a problem in the kept result for a dtype, and whether that check stopped
+    early.
 
-    It is None where there is none, or where the environment asks for a new one.
+    It is None if there is no result, or if the environment asks for a new check.
     """
     text = None if asked() == "1" else secure_cache.read(*place(dtype), 1 << 20)
     if text is None:
@@ -150,21 +151,21 @@ def read(dtype: str) -> tuple[Checked, bool] | None:
 
 
 def write(dtype: str, rows: Checked, stopped: bool) -> None:
-    """Keep a result, where a folder can be written to."""
-    # A kernel that was refused may run elsewhere, and else is refused again: MPS gives a process a
-    # part of a card.
+    """Keep a result, if the folder is writable."""
+    # A kernel that was refused is not kept: it may run in another process, since MPS gives each
+    # process a part of a card.
     lasting = [row for row in rows if row.problem.endswith((WRONG, OTHER, waits.GAVE_UP))]
     lasting += rows[-1:] * stopped
     try:
         folder, name = place(dtype)
         content = json.dumps((lasting, stopped)).encode()
         secure_cache.write(secure_cache.folder(folder), name, content)
-    except OSError:  # nobody else may write there, and so nothing is kept
+    except OSError:  # the folder is not writable, so nothing is kept
         pass
 
 
 def place(dtype: str) -> tuple[Path, str]:
-    """Return the folder and the name of the file that keeps a result."""
+    """Return the folder and the file name of the result for a dtype."""
     cupy = optional_imports.cupy()
     package = sys.modules["xlstm"]  # an import of it would go upwards
     runtime = cupy.cuda.runtime

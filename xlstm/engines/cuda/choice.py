@@ -1,4 +1,4 @@
-"""Which way a recurrent layer runs on a GPU: by shape, dtype and device, or as told."""
+"""Choose the path of a recurrent layer on a GPU: by shape, dtype and device, or as you ask."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from xlstm.engines.cuda import tiling
 from xlstm.engines.cuda.tiling import ARITHMETIC, Arithmetic, Device, Tiling
 from xlstm.engines.pointwise import Pointwise
 
-# "loop" is the array library alone; "pointwise" is one kernel a step beside the product of h. The
-# others are one kernel for all steps: "plain" with ordinary arithmetic, "grid" with tensor cores
-# and blocks that meet in global memory, "cluster" with tensor cores and clusters of blocks.
+# "loop" uses only the array library; "pointwise" has one kernel per step beside the product with h.
+# The others have one kernel for all steps: "plain" with ordinary arithmetic, "grid" with tensor
+# cores and blocks that exchange through global memory, "cluster" with tensor cores and clusters of
+# blocks.
 PATHS = ("loop", "pointwise", "plain", "grid", "cluster")
 PRECISIONS = ("float32", "tf32")
-# arithmetic of tensor cores
+# arithmetic of tensor cores, by dtype and precision
 TENSOR = {("float32", "float32"): "3xfp16", ("float32", "tf32"): "tf32"}
 PATH = "XLSTM_CUDA_PATH"
 PRECISION = "XLSTM_CUDA_PRECISION"
-# Microseconds that the host takes to ask for a product and a kernel, of which "loop" has five a
-# step: estimates.
+# Microseconds that the host takes to launch a step: a product and one kernel, or with "loop" about
+# five of each. These are estimates.
 LAUNCHES = {"loop": 75.0, "pointwise": 15.0}
 # The first sm with the instructions of loops through global memory; with tensor cores in float16;
-# in TF32 and bfloat16.
+# with tensor cores in TF32 and bfloat16.
 LOOPS = 70
 MMA = 75
 TF32 = 80
@@ -38,20 +39,20 @@ _told: contextvars.ContextVar[tuple[str | None, str | None]] = contextvars.Conte
 
 
 class Choice(NamedTuple):
-    """A path, and why each other one is not taken.
+    """The chosen path, and the reason against each other path.
 
     Attributes
     ----------
     path : str
-        One of `PATHS`.
+        A name in `PATHS`.
     arithmetic : Arithmetic
         The dtypes of products, sums and states.
     name : str
-        The name under which it is known where it is broken.
+        The name of the kernels in the list of broken kernels.
     forward, backward : Tiling or None
         How a path with one kernel for all steps divides the batch.
     others : dict of str to str
-        Each other path, and why it is not taken.
+        The reason against each other path.
     """
 
     path: str
@@ -63,7 +64,7 @@ class Choice(NamedTuple):
 
     @property
     def time(self) -> float:
-        """Microseconds of a step, forward and backward, an estimate."""
+        """Estimated time of a step, forward and backward, in microseconds."""
         if self.forward is None or self.backward is None:
             return 2 * LAUNCHES[self.path]
         return self.forward.time + self.backward.time
@@ -71,23 +72,30 @@ class Choice(NamedTuple):
 
 @contextlib.contextmanager
 def use(path: str | None = None, precision: str | None = None) -> Iterator[None]:
-    """Say how recurrent layers run on CuPy arrays, within a `with`.
+    """Choose how recurrent layers run on CuPy arrays, within a `with`.
 
     Parameters
     ----------
     path : {"auto", "loop", "pointwise", "plain", "grid", "cluster"}, optional
-        "auto", the default, takes the path that should be quickest; another name is taken or
-        refused. The environment variable XLSTM_CUDA_PATH does the same for the process.
+        The path of the kernels. "auto", the default, takes the path that should be fastest. If you
+        name another path and it cannot run, the layer raises an error. The environment variable
+        XLSTM_CUDA_PATH sets the path for the process.
     precision : {"float32", "tf32"}, optional
-        The precision of products of float32 arrays in the loops. "float32", the default, has its
-        digits, on tensor cores as three products of two float16, or by ordinary arithmetic where
-        that should be quicker; "tf32" is one product, with 11 bits of each factor.
-        XLSTM_CUDA_PRECISION does the same.
+        The precision of products of float32 arrays in the kernels. "float32", the default, keeps
+        the digits of float32: tensor cores compute three products of two float16, unless ordinary
+        arithmetic should be faster. "tf32" computes one product, with 11 bits of each factor. The
+        environment variable XLSTM_CUDA_PRECISION sets the precision for the process.
 
     Raises
     ------
     ValueError
-        Another name.
+        A name is unknown.
+
+    Examples
+    --------
+    >>> from xlstm import cuda
+    >>> with cuda.use(path="grid", precision="tf32"):
+    ...     pass  # forward and backward passes on CuPy arrays
     """
     checks.optional(checks.choice(("auto", *PATHS)))("use", "path", path)
     checks.optional(checks.choice(PRECISIONS))("use", "precision", precision)
@@ -100,12 +108,12 @@ def use(path: str | None = None, precision: str | None = None) -> Iterator[None]
 
 
 def told() -> tuple[str, str]:
-    """Return the path and the precision that were asked for.
+    """Return the path and the precision that `use` or the environment asks for.
 
     Raises
     ------
     ValueError
-        An environment variable has another name.
+        An environment variable has an unknown name.
     """
     path, precision = _told.get()
     path = path or checks.variable(PATH, ("auto", *PATHS)) or "auto"
@@ -123,19 +131,19 @@ def choose(
     B: int,
     device: Device,
 ) -> Choice:
-    """Return the way in which a layer of `heads` with `width` units runs a batch of B sequences.
+    """Return how a layer of `heads` heads, each with `width` units, runs a batch of B sequences.
 
     Parameters
     ----------
     asked : (str, str)
-        The path and the precision that were asked for, from `told`.
+        The path and the precision, from `told`.
     step : Pointwise or None
-        None where the step cannot be traced; `why` says it then.
+        None if the step cannot be traced; `why` then has the reason.
 
     Raises
     ------
     ValueError
-        The path that was asked for cannot do it.
+        The path that was asked for cannot run the layer.
     """
     path, precision = asked
     possible = {}
@@ -174,7 +182,7 @@ def _way(
     B: int,
     device: Device,
 ) -> Choice | str:
-    """Return how a path runs a layer, or why it does not."""
+    """Return how a path runs a layer, or the reason why it cannot."""
     if path == "loop":
         return Choice(path, ARITHMETIC[dtype])
     if step is None:
@@ -209,7 +217,9 @@ def _way(
 
 
 def _refuses(path: str, dtype: str, device: Device, recurrent: bool) -> str:
-    """Return why a device has no such path for a dtype, with a product of h or without, or ""."""
+    """Return why a device does not have a path for a dtype, with or without a product with h, or
+    "".
+    """
     sm = f"{device.name} is sm_{device.capability}"
     if dtype == "bfloat16" and device.capability < TF32:
         return f"{sm}, bfloat16 needs sm_{TF32}"

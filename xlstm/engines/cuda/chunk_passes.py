@@ -1,8 +1,8 @@
-"""The passes of a chunkwise mLSTM in kernels: what is asked of the device, forward and backward.
+"""The passes of a chunkwise mLSTM in kernels: the launches of a forward and of a backward pass.
 
-They compute what `chunkwise` and `chunkwise_bwd` in `cells/mlstm_chunks.py` do, from arrays as
-layers have them: q and k (T, B, N K), v (T, B, N V), i~ and f~ (T, B, N), for N heads. Arrays that
-only kernels read lie in one room.
+Their results are those of `chunkwise` and `chunkwise_bwd` in `cells/mlstm_chunks.py`, from arrays
+in the layer's shapes: q and k (T, B, N K), v (T, B, N V), i~ and f~ (T, B, N), for N heads. Arrays
+that only kernels read share one room of memory.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ NAMES = (
     " dC dn dC0 dn0 dm0 inner dq dk dv dw dend_m dm more_w more_b more_m di df"
 )
 POINTERS = tuple(NAMES.split())
-OF_CHUNKS = ("within", "within_bwd", "shares_bwd")  # with blocks for each chunk
-# kept for backward
+OF_CHUNKS = ("within", "within_bwd", "shares_bwd")  # kernels with blocks for each chunk
+# arrays that are kept for the backward pass
 FORWARD = ("b", "w", "most", "r", "m", "logf", "s", "den", "read", "write", "keep", "C", "n")
 BACKWARD = ("inner", "dC", "dn", "dw")
-MAXIMUM = ("more_w", "more_b", "more_m", "dm")  # those of the gradients through the maximum
-GRADIENTS = ("dq", "dk", "dv", "di", "df", "dC0", "dn0", "dm0")  # that `backward` returns
+MAXIMUM = ("more_w", "more_b", "more_m", "dm")  # arrays for gradients through the maximum
+GRADIENTS = ("dq", "dk", "dv", "di", "df", "dC0", "dn0", "dm0")  # results of `chunkwise_bwd`
 ALIGNED = 256  # bytes
 
 
 class Saved(NamedTuple):
     """The arrays that `chunkwise` keeps."""
 
-    inputs: tuple[Array, ...]  # q, k, v, i~, f~, as given
+    inputs: tuple[Array, ...]  # q, k, v, i~, f~, unchanged
     start: tuple[Array, ...]  # C0, n0, m0
     h: Array  # (T, B, N V)
-    room: Array  # with the arrays of `FORWARD`
+    room: Array  # memory for the arrays in `FORWARD`
     kernels: ChunkKernels
 
 
@@ -69,7 +69,7 @@ class ChunkKernels(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name under which they are known where they are broken."""
+        """The name of the kernels in the list of broken kernels."""
         return f"{self.arithmetic.kind}{self.shape.K} x {self.shape.V}"
 
     def run(self, kinds: Sequence[str], arrays: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ class ChunkKernels(NamedTuple):
     def work_space(
         self, xp: Namespace, q: Array, names: tuple[str, ...]
     ) -> tuple[Array, dict[str, int]]:
-        """Return room for arrays that only kernels read, and the address of each."""
+        """Return room for arrays that only kernels read, and the address of each array."""
         places, size = _places(self, *q.shape[:2], q.itemsize, names)
         memory = room(xp, q, (size,), np.uint8)
         return memory, {name: memory.data.ptr + place for name, place in places.items()}
@@ -102,7 +102,7 @@ class ChunkKernels(NamedTuple):
 def _places(
     kernels: ChunkKernels, T: int, B: int, itemsize: int, names: tuple[str, ...]
 ) -> tuple[dict[str, int], int]:
-    """Return where each array begins in a room, and the bytes of all."""
+    """Return where each array begins in a room, and the bytes of all together."""
     N, K, V, L, _ = kernels.shape
     outer = B * N
     chunks = B * N * -(-T // L)
@@ -130,7 +130,7 @@ def _places(
 
 
 def arithmetic_of(dtype: str, precision: str, card: Device) -> ChunkArithmetic | None:
-    """Return how a card multiplies numbers of a dtype, or None where it has no kernels for them."""
+    """Return how a card multiplies numbers of a dtype, or None if it has no kernels for them."""
     if card.capability < (MMA if dtype == "float16" else TF32):
         return None
     return CHUNK_ARITHMETIC.get((dtype, precision if dtype == "float32" else "float32"))
@@ -139,7 +139,7 @@ def arithmetic_of(dtype: str, precision: str, card: Device) -> ChunkArithmetic |
 def kernels(
     xp: Namespace, q: Array, k: Array, v: Array, heads: int, chunk: int, forget: str, eps: float
 ) -> ChunkKernels | None:
-    """Return the kernels for an mLSTM with these queries, keys and values, or None where there are
+    """Return the kernels for an mLSTM with these queries, keys and values, or None if there are
     none.
     """
     card = launch.device(xp, q)
@@ -162,8 +162,8 @@ def kernels(
 def chunkwise(
     xp: Namespace, *inputs: Any, kernels: ChunkKernels | None
 ) -> tuple[Array, Array, Array, Array, Saved] | None:
-    """Compute all steps from q, k, v, i~, f~, C0, n0 and m0, or return None where there are no
-    kernels or they fail.
+    """Compute all steps from q, k, v, i~, f~, C0, n0 and m0, or return None if there are no kernels
+    or they fail.
 
     Returns
     -------
@@ -180,7 +180,8 @@ def chunkwise(
 def chunkwise_bwd(
     xp: Namespace, dh: Array, dC: Array | None, dn: Array | None, dm: Array | None, saved: Saved
 ) -> tuple[Array, ...] | None:
-    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0, or None where the kernels fail.
+    """Return the gradients with respect to q, k, v, i~, f~, C0, n0 and m0, or None if the kernels
+    fail.
 
     dC, dn and dm may all be None, which means 0.
     """
@@ -212,7 +213,7 @@ def backward(
     through_maximum = dm is not None or bool(kernels.eps)
     dh = _packed(dh, kernels.shape)
     places = _places(kernels, T, B, q.itemsize, FORWARD)[0]
-    far = N * steps, steps, 1, 1  # of the numbers of steps, as (B, N, T, 1)
+    far = N * steps, steps, 1, 1  # strides of numbers per step, as (B, N, T, 1)
     of_steps = [
         optional_imports.cupy().ndarray(
             (B, N, T, 1), dtype, memory.data + places[name], [n * dtype.itemsize for n in far]
@@ -250,21 +251,21 @@ def _rows_bwd(
     limit: float,
     dtype: Any,
 ) -> tuple[Array, Array]:
-    """Return -den times the gradient of den, and the gradient of s, as `chunkwise_bwd` of the cell
-    finds them.
+    """Return -den times the gradient with respect to den, and the gradient with respect to s, like
+    `chunkwise_bwd` of the cell.
     """
     dh_h = xp.sum(astype(xp, dh, dtype) * astype(xp, h, dtype), axis=-1, keepdims=True)  # (8)
     return dh_h, formulas.den_bwd(xp, dh_h, den, s, b, r, limit=limit, dtype=dtype)  # (7)
 
 
 def by_head(a: Array, heads: int) -> Array:
-    """Return (T, B, N F) seen as (B, N, T, F)."""
+    """Return (T, B, N F) as a view (B, N, T, F)."""
     return a.reshape(*a.shape[:2], heads, -1).transpose(1, 2, 0, 3)
 
 
 def _view(a: Array | None, heads: int) -> tuple[int, ...]:
-    """Return the address of an array (T, B, N F), and the steps in elements along time, sequences
-    and heads.
+    """Return the address of an array (T, B, N F), and its strides, in elements, along time,
+    sequences and heads.
     """
     if a is None:
         return 0, 0, 0, 0
@@ -274,8 +275,8 @@ def _view(a: Array | None, heads: int) -> tuple[int, ...]:
 
 
 def _fits(a: Array, heads: int, pack: int) -> bool:
-    """Return whether the rows of heads in (T, B, N F) are `pack` neighbours each, which begin where
-    that many may.
+    """Return whether kernels can read the rows of heads in (T, B, N F) as aligned packs of `pack`
+    neighbours.
     """
     size = pack * a.itemsize
     far = [step for n, step in zip(a.shape[:2], a.strides[:2], strict=True) if n > 1]
@@ -287,11 +288,11 @@ def _fits(a: Array, heads: int, pack: int) -> bool:
 
 
 def _packed(a: Array, shape: ChunkShape) -> Array:
-    """Return an array that fits, a copy if need be."""
+    """Return an array that fits the kernels, a copy if necessary."""
     return a if _fits(a, shape.heads, shape.pack) else a.copy(order="C")
 
 
 @functools.cache
 def _most_shared(kernels: ChunkKernels) -> int:
-    """Return the bytes of shared memory that the kernel with most of it takes."""
+    """Return the bytes of shared memory of the kernel that needs most."""
     return max(source(kind, *kernels)[0].shared for kind in KINDS)

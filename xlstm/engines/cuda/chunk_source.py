@@ -1,8 +1,6 @@
-"""The texts of the kernels of a chunkwise mLSTM: templates of the folder `chunks`, with the
-formulas of the cell as C.
+"""The texts of the kernels of a chunkwise mLSTM: templates in `chunks/`, with formulas as C.
 
-The formulas are those of `cells/mlstm_formulas.py`, traced; a template moves numbers and multiplies
-matrices.
+Formulas are traces of `cells/mlstm_formulas.py`. Templates move numbers and multiply matrices.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from xlstm.tracing.array_functions import Formula, traced
 from xlstm.tracing.writers import C
 
 THREADS = 256
-LARGEST = 64  # steps of a chunk, at most
-FORMULAS = {  # of each kind of kernel
+LARGEST = 64  # most steps of a chunk
+FORMULAS = {  # the formulas in each kind of kernel
     "gates": ("forget", "accumulate", "written", "m_after", "stabilise", "read_write", "keep"),
     "states": ("state",),
     "within": ("decay", "quotient", "denominator"),
@@ -32,7 +30,7 @@ FORMULAS = {  # of each kind of kernel
     "gates_bwd": ("b_bwd", "add", "forget_bwd"),
 }
 KINDS = tuple(FORMULAS)
-TILED = ("states", "within", "states_bwd", "within_bwd")  # those with products of matrices
+TILED = ("states", "within", "states_bwd", "within_bwd")  # kernels with products of matrices
 
 
 class ChunkArithmetic(NamedTuple):
@@ -46,7 +44,7 @@ class ChunkArithmetic(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The beginning of the names of these kernels, as `kernel_fallback` takes it."""
+        """The beginning of the names of these kernels, for `kernel_fallback`."""
         return f"chunks {self.io} {self.planes} "
 
 
@@ -59,7 +57,9 @@ CHUNK_ARITHMETIC = {  # by dtype and precision
 
 
 class ChunkShape(NamedTuple):
-    """The memories of a layer, and the steps of a chunk: 16, 32 or 64, and how their arrays lie."""
+    """The memories of a layer, the steps of a chunk (16, 32 or 64), and the layout of their
+    arrays.
+    """
 
     heads: int
     K: int
@@ -69,7 +69,7 @@ class ChunkShape(NamedTuple):
 
 
 def steps_of(chunk: int) -> int:
-    """Return the steps of a chunk of the kernels, from those that were asked for."""
+    """Return the steps of a chunk in the kernels, from the number that was asked for."""
     return next(L for L in (16, 32, LARGEST) if chunk <= L or L == LARGEST)
 
 
@@ -77,8 +77,8 @@ def steps_of(chunk: int) -> int:
 def source(
     kind: str, arithmetic: ChunkArithmetic, shape: ChunkShape, forget: str, eps: float
 ) -> tuple[KernelSource, int]:
-    """Return a kernel, and the tiles of a chunk's work, or of a state, each of which has a block of
-    its own.
+    """Return a kernel, and the number of tiles of a chunk's work, or of a state; each tile has its
+    own block.
     """
     heads, K, V, L, pack = shape
     planes = arithmetic.planes
@@ -97,7 +97,7 @@ def source(
         room = max(tile(L, slab), tile(slab, tile_v))
     else:
         room = max(tile(L, slab), tile(columns, slab), tile(slab, columns))
-    beside = THREADS // 32 // (L // 16) * 4  # threads with numbers of a row
+    beside = THREADS // 32 // (L // 16) * 4  # threads with numbers of the same row
     shared = {
         "gates": 16 * THREADS + 8,
         "states": tile(L, state_k) + tile(L, tile_v) + 4 * THREADS,
@@ -151,12 +151,12 @@ def source(
 
 
 def _tile(size: int) -> int:
-    """Return the width of the tile that a width needs: 16, 32, 64 or 128."""
+    """Return the width of the tile for a width: 16, 32, 64 or 128."""
     return next(n for n in (16, 32, 64, 128) if size <= n or n == 128)
 
 
 def _function(name: str, formula: Formula, options: dict[str, Any]) -> str:
-    """Return a formula as a function of C, which gives its results to references."""
+    """Return a formula as a function of C, which writes its results to references."""
     inputs = kinds(formula, "float", "double")
     lines = traced(formula, len(inputs), tuple(taken(formula, options).items()))
     types = {f"x{k}": kind for k, kind in enumerate(inputs.values())}

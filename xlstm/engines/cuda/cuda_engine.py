@@ -1,6 +1,4 @@
-"""The engine for CuPy arrays on an NVIDIA GPU: the cell, traced, in kernels for all steps; no
-formula stands here.
-"""
+"""The engine for CuPy arrays on an NVIDIA GPU: kernels for all steps, made from a cell's trace."""
 
 from __future__ import annotations
 
@@ -26,25 +24,25 @@ from xlstm.engines.cuda.kernels import StepKernels, contiguous, plan
 from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
 from xlstm.engines.tape import Gradients, SegmentTape, Tape, Widths, segments, starts_of, with_idle
 
-# the names that `Gradients` has for those of kernels
+# names in `Gradients`, by the names in kernels
 GRADIENTS = {"dz": "zx", "dzh": "zh", "da": "a"}
-AGAIN = "xlstm_again_step"  # the kernel that makes what was not kept
-BLOCKS = 4  # of rows; this kernel runs once for each
-KERNELS = {"all": "forward", "states": "slim", "nothing": "lean"}  # of kernels, by what is kept
+AGAIN = "xlstm_again_step"  # the kernel that computes values again that were not kept
+BLOCKS = 4  # blocks of rows; that kernel runs once for each
+KERNELS = {"all": "forward", "states": "slim", "nothing": "lean"}  # kernels, by kept values
 
 
 class Cuda:
-    """Runs kernels made from a cell's trace."""
+    """Run kernels made from a cell's trace."""
 
     name = "cuda"
 
     def refuses(self, step: Step, widths: Widths) -> str:
-        """Return why it cannot run a step over a batch of these widths, or "".
+        """Return why the engine cannot run a step over a batch of these widths, or "".
 
         Raises
         ------
         TypeError
-            The arrays are bfloat16, and operations of CuPy would make float32 of them.
+            The arrays are bfloat16, and operations of CuPy would turn them into float32.
         """
         device = launch.device(step.xp, step.Wh)
         if device is None:
@@ -69,7 +67,7 @@ class Cuda:
         end = _attempt(tape.choice.name, tape.forward, keep)
         if end is None:
             return self._next(step, widths).forward(step, x, state, widths, keep)
-        if keep == "nothing" and tape.projected:  # h is a part of y
+        if keep == "nothing" and tape.projected:  # h is a view of y
             end[0] = step.xp.asarray(end[0], copy=True)
         return tape.y, end, tape
 
@@ -83,7 +81,7 @@ class Cuda:
         return run
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
-        """Run a single step, as a function that `stream` returns does."""
+        """Run a single step, like a function from `stream`."""
         widths = [(1, x.shape[0])]
         kernels = StepKernels(step, x, widths)
         after = _attempt(f"step {kernels.choice.name}", kernels.single, state)
@@ -97,35 +95,35 @@ class Cuda:
     def backward(
         self, tape: Tape, dy: Array | None, dstate: Sequence[Array]
     ) -> tuple[Gradients, list[Array]]:
-        """Differentiate all steps; see `Engine`."""
+        """Compute the gradients of all steps; see `Engine`."""
         assert isinstance(tape, CudaTape)
         gradients = _attempt(tape.choice.name, tape.backward, dy, dstate)
-        if gradients is None:  # the forward pass begins again: the next path keeps other values
+        if gradients is None:  # the forward pass runs again: the next path keeps other values
             engine = self._next(tape.step, tape.widths)
             _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
             gradients = again.engine.backward(again, dy, dstate)
         return gradients
 
     def _next(self, step: Step, widths: Widths) -> Cuda | ArrayApi:
-        """Return the engine of the path that comes after those that are broken."""
+        """Return the engine of the next path after the broken ones."""
         return ARRAY_API if self.refuses(step, widths) else self
 
 
 def _attempt(name: str, run: Callable[..., Result], *args: Any) -> Result | None:
-    """Do as `kernel_fallback.attempt`, but raise the error where a path was asked for."""
+    """Do the same as `kernel_fallback.attempt`, but raise the error if you asked for a path."""
     return kernel_fallback.attempt(name, run, *args) if told()[0] == "auto" else run(*args)
 
 
 class CudaTape(StepKernels, Tape):
     """A pass over one layer and direction: it makes the arrays, launches the kernels, and keeps
-    what they wrote.
+    their results.
 
     Attributes
     ----------
     initial : sequence of array
         The state before the first step.
     rows_kept : dict of str to array
-        The carried states before every step, and what the cell saved.
+        The carried states before every step, and the saved values of the cell.
     """
 
     def __init__(
@@ -133,8 +131,8 @@ class CudaTape(StepKernels, Tape):
     ) -> None:
         StepKernels.__init__(self, step, x, widths)
         self.initial = state
-        # Where steps differ in width, the rows of h before every step are no part of `hs`, so
-        # kernels keep them.
+        # If steps differ in width, the rows of h before every step are no part of `hs`, so kernels
+        # keep them.
         self.uneven = len(widths) > 1
         self.keep_h = self.uneven and not self.projected
         apart = (self.uneven or keep == "nothing") and self.choice.forward is not None
@@ -143,7 +141,9 @@ class CudaTape(StepKernels, Tape):
         self.end: list[Array] = []  # the state of each sequence at its own end
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle it without what belongs to the device and to the process."""
+        """Copy and pickle the tape without the parts that belong to the device and to the
+        process.
+        """
         return {
             name: value
             for name, value in super().__getstate__().items()
@@ -152,7 +152,7 @@ class CudaTape(StepKernels, Tape):
 
     def forward(self, keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence at its own end."""
-        # before the arrays that are kept, as a norm takes room that is free again then
+        # before the kept arrays, since a norm needs memory that is free again then
         zx = self.project(self.x)
         if keep != "nothing":
             self.rows_kept = self.empty(
@@ -167,8 +167,8 @@ class CudaTape(StepKernels, Tape):
         return self.end
 
     def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
-        """Differentiate all steps; return the gradients of every step, and those of the initial
-        state.
+        """Compute the gradients of all steps; return those of every step, and those with respect to
+        the initial state.
         """
         gradients = Gradients(self)
         rows = self.function.gradients
@@ -176,7 +176,7 @@ class CudaTape(StepKernels, Tape):
         by_name = self.empty({name: rows[name] for name in GRADIENTS if name in rows})
         dy = self.step.xp.zeros_like(self.y) if dy is None else self.as_read(dy)
         if self.projected:
-            dy = self.step.xp.asarray(dy, copy=True)  # which collects the whole gradient of h
+            dy = self.step.xp.asarray(dy, copy=True)  # collects the whole gradient of h
             gradients.arrays["out"] = dy.T
         start = self._run("backward", {"dy": dy, **by_name, **whole, **self.constants}, dstate)
         for name, a in by_name.items():
@@ -185,8 +185,8 @@ class CudaTape(StepKernels, Tape):
 
     @property
     def passed(self) -> Array:
-        """h before every step as the recurrent weight takes it, (N, P)."""
-        return self.h0 if self.keep_h else super().passed  # kernels keep it with its mask
+        """h before every step as the recurrent weight gets it, (N, P)."""
+        return self.h0 if self.keep_h else super().passed  # kernels keep h with its mask
 
     @property
     def out(self) -> Array:
@@ -195,17 +195,17 @@ class CudaTape(StepKernels, Tape):
 
     @property
     def product(self) -> Array:
-        """The product of h of every step, normalised, (N, R)."""
+        """The normalised product with h at every step, (N, R)."""
         return reshape(self.rows_kept["n_zh"], (-1, self.step.R))
 
     @cached_property
     def h0(self) -> Array:
-        """h before every step, (N, P), times its mask where kernels keep it."""
+        """h before every step, (N, P), times its mask if kernels keep it."""
         return self.rows_kept["h"] if self.keep_h else super().h0
 
     @property
     def segments(self) -> list[SegmentTape]:
-        """The kept arrays, by segments; saved ones that were not kept are made again."""
+        """The kept arrays by segments; saved arrays that were not kept are computed again."""
         xp = self.step.xp
         by_segment = []
         rows = kernel_fallback.attempt(AGAIN, self._whole) or self.rows_kept
@@ -219,7 +219,7 @@ class CudaTape(StepKernels, Tape):
                 arrays[name] = xp.permute_dims(steps, (0, *range(2, steps.ndim), 1))
             carry = []
             for name, end in zip(self.function.carried, self.end[1:], strict=True):
-                # The state after the last step is that before the next one, or at the end of a
+                # The state after the last step is the state before the next one, or at the end of a
                 # sequence.
                 after = rows[name][last : last + more, :].T, end[:, more : segment.n]
                 carry.append(xp.concat((arrays[name], xp.concat(after, axis=1)[None, ...])))
@@ -228,11 +228,11 @@ class CudaTape(StepKernels, Tape):
         return by_segment
 
     def _whole(self) -> dict[str, Array]:
-        """Return the arrays that backward needs; saved ones that were not kept are made again from
-        the states.
+        """Return the arrays that the backward pass needs; saved arrays that were not kept are
+        computed again from the states.
 
-        They are made in blocks of rows, so that the products take less room than the gradients do
-        later.
+        They are computed in blocks of rows, so that the products need less memory than the
+        gradients do later.
         """
         missing = {
             name: rows for name, rows in self.function.saved.items() if name not in self.rows_kept
@@ -252,8 +252,8 @@ class CudaTape(StepKernels, Tape):
         return self.rows_kept | again
 
     def _run(self, kind: str, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
-        """Run all steps of a kind of kernel from states (H, B), and return the states after the
-        last of them.
+        """Run all steps with a kind of kernel, from states (H, B), and return the states after the
+        last step.
         """
         xp = self.step.xp
         names = ("h", *self.function.carried)
@@ -273,13 +273,13 @@ class CudaTape(StepKernels, Tape):
         return with_idle(xp, [a.T for a in after], states, first)
 
     def _loop(self, kind: str, arrays: dict[str, Any], tiling: Tiling) -> None:
-        """Launch one kernel for all steps; where not all groups fit the device, one after the
-        other.
+        """Launch one kernel for all steps, or one after another if not all groups fit the
+        device.
         """
         xp = self.step.xp
         Wh = self.Wh
         offsets = flags = exchange = None
-        if self.uneven:  # the first row of every step, where steps differ in width
+        if self.uneven:  # the first row of every step, if steps differ in width
             offsets = constants.copied(
                 xp, starts_of(tuple(self.widths)).astype(np.int32), device_of(Wh)
             )
@@ -319,8 +319,8 @@ class CudaTape(StepKernels, Tape):
             ]
             launch.launch(source, (tiling.blocks, count), tiling.threads, arguments)
 
-    # A pass with kernels of its own for every step, and with what the array library multiplies
-    # between them. States are (B, H), and those of h (B, P).
+    # A pass with kernels for each single step, and products of the array library between them.
+    # States are (B, H), and h is (B, P).
 
     @cached_property
     def starts(self) -> list[int]:
@@ -349,8 +349,8 @@ class CudaTape(StepKernels, Tape):
         return [self._last(), *after] if self.projected else after
 
     def steps_backward(self, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
-        """Run all steps backward from the gradient of the final state; return that of the initial
-        state.
+        """Run all steps backward from the gradient of the final state; return the gradient with
+        respect to the initial state.
         """
         after = self._states(arrays, states)
         if self.projected:
@@ -369,7 +369,9 @@ class CudaTape(StepKernels, Tape):
         return [after[0] + self._masked(arrays["product"]), *after[1:]]
 
     def _back_through_projection(self, arrays: dict[str, Any], dend: Array) -> Array:
-        """Run all steps backward; the gradient of y, (N, P), becomes that of h of every step."""
+        """Run all steps backward; the gradient with respect to y, (N, P), becomes that with respect
+        to h of every step.
+        """
         dh = arrays["dy"]
         have = 0
         d0 = dh[:0, :]
@@ -398,7 +400,7 @@ class CudaTape(StepKernels, Tape):
         return d0
 
     def _states(self, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
-        """Return copies of the states that kernels have, which each step overwrites."""
+        """Return copies of the states for kernels, which each step overwrites."""
         xp = self.step.xp
         names = ("h", *self.function.carried)
         if self.projected:
@@ -410,11 +412,11 @@ class CudaTape(StepKernels, Tape):
         return copies
 
     def _by_h(self, arrays: dict[str, Any], at: int, end: int) -> Array:
-        """Return the gradient of h by its product at a step, without its mask."""
+        """Return the gradient with respect to h through its product at a step, without its mask."""
         return self.through_bwd(self._passed_on(arrays, at, end))
 
     def _passed_on(self, arrays: dict[str, Any], at: int, end: int) -> Array:
-        """Return the gradient of the product of h at a step, (n, R)."""
+        """Return the gradient with respect to the product with h at a step, (n, R)."""
         dz = next(arrays[name] for name in ("da", "dzh", "dz") if name in arrays)
         return reshape(dz[at:end, ...], (end - at, self.step.R))
 

@@ -1,18 +1,18 @@
-// The barrier of a group: its blocks have the units of one head for some columns, and give each other what they computed.
+// The barrier of a group: its blocks have the units of one head for some columns, and exchange their results.
 //
-// There is room for two steps in turn. CLUSTER = 0: blocks write to global memory, and each block has a flag that counts its
-// steps. CLUSTER = 1: the group is a cluster, and blocks send to each other's shared memory, also to their own. Each room has
-// arrivals that count the bytes of a step, and nobody waits for anything but these. That is enough:
+// There are rooms for two steps, used in turn. CLUSTER = 0: blocks write to global memory, and each block has a flag that counts
+// its steps. CLUSTER = 1: the group is a cluster, and blocks send to each other's shared memory, and to their own. Each room has
+// arrivals that count the bytes of a step, and threads wait only for these. That is enough:
 //
-// - A block sends a step's numbers after all of its threads have read what the room before held (forward a sync_block is
-//   between, backward a warp sends what it made of it), and every block has all numbers of a step before it sends the next
-//   one's. So whoever writes to a room again has numbers from each block that were sent after that block's last look at it.
-// - For the same reason the count of a room is set anew before the first byte of its next turn can come, and does not end a
+// - A block sends the numbers of a step only after all its threads have read the room before (forward, a sync_block is between;
+//   backward, a warp sends the numbers that it made from them). And every block has all numbers of a step before it sends those
+//   of the next. So a block that writes to a room again has numbers from each block that were sent after that block last read it.
+// - For the same reason, the count of a room is reset before the first byte of its next turn can come, and does not end a
 //   second time before all threads have seen the first end.
-// - A block ends after all that was sent to it has come; nothing is sent at the last step.
+// - A block ends after everything sent to it has come; nothing is sent at the last step.
 
-// Deals COUNT items to the threads of a block, neighbours to neighbours: f(how many before it, item). Everything that a step
-// moves goes through here: unrolled, loads do not wait for one another, and nothing is left to compute but addresses.
+// Deals COUNT items to the threads of a block, neighbours to neighbours: f(how many before it, item). All moves of a step go
+// through here: unrolled, loads do not wait for one another, and only addresses are left to compute.
 template <int COUNT, class F>
 DEVICE void deal(F f) {
 #pragma unroll
@@ -25,7 +25,7 @@ DEVICE void deal(F f) {
 struct Group {
     int rank, head, column0;
     unsigned* flags;  // of all blocks of the group
-    unsigned step;  // that comes next
+    unsigned step;  // the next step
     Arrivals* arrivals;  // of both rooms, in a cluster
     Late late;
 };
@@ -40,13 +40,13 @@ DEVICE void begin_group(const Group& group, int bytes) {
         expect(group.arrivals, bytes);
         expect(group.arrivals + 1, bytes);
     }
-    arrive_cluster();  // nobody sends to a block that has not begun
+    arrive_cluster();  // no block sends to a block that has not begun
     wait_cluster();
 #endif
 }
 
-// All blocks see after waiting what any of them wrote or sent before arriving. Nobody waits for what a thread does in between:
-// that is the place for stores that only later steps, or no block of the group, will read.
+// After waiting, all blocks see everything that any of them wrote or sent before arriving. Between the two, a thread keeps no
+// other waiting: this is the place for stores that only later steps, or no block of the group, read.
 DEVICE void arrive_group(Group& group) {
 #if !CLUSTER
     sync_block();

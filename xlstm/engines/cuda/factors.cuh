@@ -1,11 +1,11 @@
 // The factors of the recurrent product: weights, and h or dz of some columns, V (NB, K), in the type of products.
 //
-// MMA = 2: a float32 is the sum of two float16, each with 11 bits, in the same four bytes, and a product is three products:
-// all but that of the two small parts, which is below 2^-22 of it. Numbers are multiplied by a power of two so that the
-// largest of their group is in [2^14, 2^15). Then a large and a small part are off by 2^-23 of a number at most, or by 2^-39
-// of the largest of the group where the number is so much smaller that its small part leaves the range of float16. Weights of
-// a warp's tile are a group; so are LANES neighbouring units of a sequence, whose scale is kept for every 16 of k (K / 16, NB).
-// Sums are multiplied by the scales of both.
+// MMA = 2: a float32 is the sum of two float16, each with 11 bits, in the same four bytes. A product is three products: that of
+// the two small parts is left out, since it is below 2^-22 of the whole. Numbers are multiplied by a power of two, so that the
+// largest of their group is in [2^14, 2^15). Then a large and a small part are off by at most 2^-23 of a number. If a number is so
+// much smaller that its small part leaves the range of float16, they are off by at most 2^-39 of the largest of the group. The
+// weights of a warp's tile are a group. So are LANES neighbouring units of a sequence, whose scale is kept for every 16 of k
+// (K / 16, NB). Sums are multiplied by the scales of both factors.
 
 constexpr int SIZE = sizeof(operand_t);
 constexpr int VECTOR = 16 / SIZE;  // elements of a lane
@@ -14,7 +14,7 @@ constexpr int V_ROW = (K * SIZE / 64 % 2 ? K * SIZE : K * SIZE + 64) / 16;  // o
 DEVICE operand_t to_operand(REAL v) {
     operand_t found;
 #if TF32
-    narrow(found, v != v ? v : round_tf32(v));  // which would make -0 of a GPU's NaN, all bits of whose fraction are set
+    narrow(found, v != v ? v : round_tf32(v));  // round_tf32 would turn a GPU's NaN, with all bits of its fraction set, into -0
 #else
     narrow(found, v);
 #endif

@@ -1,10 +1,10 @@
 // The time loop forward: one launch for all steps. A block has UNITS units of a head and NB sequences; it keeps the rows of
 // Wh of its units on the chip, and gets h of all units of the head at every step.
 
-constexpr int Z_ROW = M + 4;  // of a column: what a warp's tile writes does not conflict
+constexpr int Z_ROW = M + 4;  // of a column, so that a warp's tile writes without conflicts
 constexpr int V_BYTES = NB * V_ROW * 16 + SCALES * 4, V_ROOMS = CLUSTER ? 2 : 1;
 constexpr int Z_BYTES = WARPS_K * NB * Z_ROW * (int)sizeof(REAL);
-constexpr int OUT_SCALES = SCALES ? NB * UNITS / 16 : 0;  // that a block makes
+constexpr int OUT_SCALES = SCALES ? NB * UNITS / 16 : 0;  // scales that a block computes
 constexpr int OUT_BYTES = NB * UNITS * SIZE + OUT_SCALES * 4;
 constexpr int ARRIVAL_BYTES = CLUSTER ? 16 : 0;
 constexpr int SHARED_BYTES = V_ROOMS * V_BYTES + Z_BYTES + OUT_BYTES + WEIGHT_BYTES + ARRIVAL_BYTES;
@@ -117,7 +117,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         wait_group(group, BLOCKS * OUT_BYTES);
 #if !CLUSTER
         constexpr int FRESH = NB * ROW + ALL_SCALES;
-        uint4 fresh[(FRESH + THREADS - 1) / THREADS];  // all loads are on their way before the first is waited for
+        uint4 fresh[(FRESH + THREADS - 1) / THREADS];  // all loads are issued before the first wait
         deal<FRESH>([&](int i, unsigned at) { fresh[i] = load_fresh(through + at); });
         deal<FRESH>([&](int i, unsigned at) {
             V[at < NB * ROW ? at / ROW * V_ROW + at % ROW : NB * V_ROW + at - NB * ROW] = fresh[i];

@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 
 class KernelSource(NamedTuple):
-    """A kernel that can be compiled."""
+    """The source of a kernel, ready to be compiled."""
 
     name: str
     text: str
     # its arguments after those of the schedule, in order; the cell's numbers come last
     arrays: tuple[str, ...] = ()
     shared: int = 0  # bytes of dynamic shared memory
-    blocks: int = 0  # that wait for one another
-    cluster: bool = False  # whether they are a cluster
+    blocks: int = 0  # blocks that wait for one another
+    cluster: bool = False  # whether these are a cluster
 
 
 @functools.cache

@@ -1,6 +1,4 @@
-"""One step of a layer in kernels: its weights and constants as they take them, and the products
-beside them.
-"""
+"""One step of a layer in kernels: their weights and constants, and the products beside them."""
 
 from __future__ import annotations
 
@@ -24,10 +22,9 @@ REAL: dict[str, Any] = {"float": np.float32, "double": np.float64}
 
 
 class StepKernels:
-    """The kernels of a step, for some rows of x; a whole pass and a single step have these in
-    common.
+    """The kernels of a step, for some rows of x: the common part of a whole pass and a single step.
 
-    Arrays of kernels are rows: products of x (N, R), h (N, H), saved arrays (N, rows, H), states
+    Arrays of kernels are rows: products with x (N, R), h (N, H), saved arrays (N, rows, H), states
     (B, H).
 
     Attributes
@@ -80,7 +77,7 @@ class StepKernels:
     def ask(
         self, kind: str, arrays: dict[str, Any], h: Array, row0: int, keep_h: bool = False
     ) -> None:
-        """Ask for one step forward of the rows that begin at `row0`, from h (n, P) before it."""
+        """Launch one step forward for the rows that begin at `row0`, from h (n, P) before it."""
         count = h.shape[0]
         drop = self.constants.get("drop")
         arrays["product"] = self.through(h if drop is None else h * drop[:count, :])
@@ -88,14 +85,14 @@ class StepKernels:
         self.launch_step(kind, arrays, row0, count, keep_h)
 
     def ask_bwd(self, arrays: dict[str, Any], row0: int, count: int) -> None:
-        """Ask for one step backward, from `product`, the gradient (n, H) of h by its product or its
-        projection.
+        """Launch one step backward, from `product`, the gradient (n, H) with respect to h through
+        its product or its projection.
         """
         self.multiply_inside("factor_bwd", arrays, row0, count)
         self.launch_step("backward", arrays, row0, count)
 
     def multiply_inside(self, kind: str, arrays: dict[str, Any], row0: int, count: int) -> None:
-        """Make the product within the cell, where there is one."""
+        """Compute the product within the cell, if there is one."""
         matrix = self.function.around.matrix
         if not matrix:
             return
@@ -108,7 +105,7 @@ class StepKernels:
     def launch_step(
         self, kind: str, arrays: dict[str, Any], row0: int, count: int, keep_h: bool = False
     ) -> None:
-        if count == 0:  # CuPy launches one block where there is to be none
+        if count == 0:  # CuPy would launch one block in place of none
             return
         source = cell_source.pointwise(
             self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h
@@ -119,7 +116,7 @@ class StepKernels:
         launch.launch(source, blocks, threads, arguments)
 
     def project(self, x: Array) -> Array:
-        """Return Wx x of rows (n, D): (n, R), which layer_norm normalises."""
+        """Return Wx x (n, R) for rows (n, D), which layer_norm normalises."""
         w = self.step.w
         z = matmul(self.step.xp, x, w["Wx"].T) if "Wx" in w else x
         if "gx" in w:
@@ -128,7 +125,7 @@ class StepKernels:
         return self.as_read(z)
 
     def through(self, h: Array) -> Array:
-        """Return the products Wh h of rows (n, P): (n, R)."""
+        """Return the products Wh h (n, R) for rows (n, P)."""
         xp = self.step.xp
         if not self.step.recurrent:
             return self.step.zeros(h, h.shape[0], self.step.R)
@@ -140,7 +137,7 @@ class StepKernels:
         return self.as_read(reshape(xp.permute_dims(z, (1, 2, 0, 3)), (-1, self.step.R)))
 
     def through_bwd(self, dz: Array) -> Array:
-        """Return the products Wh^T dz of rows (n, R): (n, P)."""
+        """Return the products Wh^T dz (n, P) for rows (n, R)."""
         xp = self.step.xp
         if not self.step.recurrent:
             return self.step.zeros(dz, dz.shape[0], self.step.P)
@@ -168,14 +165,14 @@ class StepKernels:
         }
 
     def as_read(self, a: Array) -> Array:
-        """Return an array as kernels read it: contiguous, and of the weights' dtype, which CuPy may
-        not keep.
+        """Return an array in the form for kernels: contiguous, and of the weights' dtype, which
+        CuPy may not keep.
         """
         return contiguous(astype(self.step.xp, a, self.Wh.dtype))
 
     def single(self, state: Sequence[Array]) -> list[Array]:
-        """Run one step, as for streaming, from the state (B, H), ...; return h and the state after
-        it, new arrays.
+        """Run one step from the state (B, H), ..., as for streaming; return h and the state after
+        it, as new arrays.
         """
         xp = self.step.xp
         names = self.function.carried if self.projected else ("h", *self.function.carried)
@@ -195,7 +192,7 @@ class StepKernels:
 
 
 def plan(step: Step, widths: Widths, device: Device) -> tuple[Choice, str]:
-    """Return the path that a step takes, and why no kernel can do it, or ""."""
+    """Return the path of a step, and why no kernel can run it, or ""."""
     function = function_of(step)
     why = "" if function is not None else f"no kernel does {_obstacle(step) or 'this cell'}"
     heads, width = heads_of(step)
@@ -204,7 +201,9 @@ def plan(step: Step, widths: Widths, device: Device) -> tuple[Choice, str]:
 
 
 def function_of(step: Step) -> Pointwise | None:
-    """Return the functions of a step, or None where it is not one of units; the step keeps them."""
+    """Return the functions of a step, or None if the step is not element by element; the step keeps
+    them.
+    """
     if step.compiled is None:
         rows = None if step.R == step.G * step.H else step.R // step.H
         drop = step.masks.drop is not None
@@ -223,10 +222,10 @@ def _obstacle(step: Step) -> str:
 
 
 def heads_of(step: Step) -> tuple[int, int]:
-    """Return the heads, and the units of each."""
+    """Return the number of heads, and the units of each."""
     return (step.Wh.shape[1], step.Wh.shape[2]) if step.heads else (1, step.H)
 
 
 def contiguous(a: Array) -> Array:
-    """Return an array whose rows lie one after the other, which it is as a rule."""
+    """Return an array whose rows lie one after another; usually it is the array itself."""
     return a if a.flags.c_contiguous else a.copy(order="C")

@@ -1,4 +1,4 @@
-"""Compiles and launches kernels through CuPy, and says what the device is."""
+"""Compile and launch kernels through CuPy, and describe the device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 def launch(
     source: KernelSource, blocks: tuple[int, int], threads: int, args: Sequence[Any]
 ) -> None:
-    """Run a kernel on NumPy scalars, arrays, and None where there is no array.
+    """Run a kernel on NumPy scalars and arrays, with None for a missing array.
 
     Parameters
     ----------
@@ -39,12 +39,13 @@ def launch(
     threads : int
         Threads of a block.
     args : sequence
-        Arrays are contiguous, on the current device, and of the dtypes that the kernel declares.
+        Arrays must be contiguous, on the current device, and of the dtypes that the kernel
+        declares.
 
     Raises
     ------
     CudaError
-        The kernel does not compile or is not launched.
+        The kernel does not compile or cannot be launched.
     """
     cupy = optional_imports.cupy()
     nothing = np.uintp(0)
@@ -61,12 +62,12 @@ def launch(
 
 
 def resident(source: KernelSource, threads: int) -> int:
-    """Return how many blocks of a kernel with blocks that wait for one another run at once.
+    """Return how many blocks of a kernel run at once, if its blocks wait for one another.
 
     Raises
     ------
     CudaError
-        Some that wait for one another do not, or the kernel does not compile.
+        Blocks that wait for one another do not run at once, or the kernel does not compile.
     """
     try:
         blocks = _resident(source, threads, optional_imports.cupy().cuda.runtime.getDevice())
@@ -83,7 +84,9 @@ def resident(source: KernelSource, threads: int) -> int:
 
 @functools.cache
 def _resident(source: KernelSource, threads: int, number: int) -> int:
-    """Ask CUDA, which knows how much of the device this process may use, with MPS for example."""
+    """Ask CUDA how many blocks run at once; it knows the part of the device that this process may
+    use, as with MPS.
+    """
     cuda = optional_imports.cupy().cuda
     function = _kernel(source, number).kernel.ptr
     if not source.cluster:
@@ -93,11 +96,11 @@ def _resident(source: KernelSource, threads: int, number: int) -> int:
         return int(each * cuda.runtime.deviceGetAttribute(SMS, number))
     clusters = ctypes.c_int()
     # The type CUlaunchConfig: sizes of the grid and of a block, shared memory, stream, attributes,
-    # and how many.
+    # and their number.
     config = struct.pack("@7I2PI", source.blocks, 1, 1, threads, 1, 1, source.shared, 0, 0, 0)
     try:
         ask = ctypes.CDLL(DRIVER).cuOccupancyMaxActiveClusters
-    except (OSError, AttributeError):  # the launch will show it
+    except (OSError, AttributeError):  # the launch will show the problem
         return source.blocks
     status = ask(ctypes.byref(clusters), ctypes.c_void_p(function), config)
     return source.blocks * (1 if status else clusters.value)
@@ -117,8 +120,8 @@ def _refused(source: KernelSource, error: Exception, blocks: str, threads: int) 
 
 @functools.cache
 def _kernel(source: KernelSource, number: int) -> Any:
-    """Return a kernel for the current device, which has this number; blocks that wait for others
-    run at once.
+    """Return a kernel for the current device, which has this number; blocks that wait for one
+    another run at once.
     """
     cupy = optional_imports.cupy()
     together = source.blocks > 1 and not source.cluster
@@ -133,7 +136,7 @@ def _kernel(source: KernelSource, number: int) -> Any:
 
 
 def device(xp: Namespace, like: Array) -> Device | None:
-    """Return the device of an array, or None where `xp` is not CuPy on CUDA."""
+    """Return the device of an array, or None if `xp` is not CuPy on CUDA."""
     return _device(like.device.id) if fuse.compiles(xp) else None
 
 
@@ -157,10 +160,10 @@ def _device(number: int) -> Device:
 
 
 def _clusters(blocks: int, shared: int, number: int) -> bool:
-    """Return whether clusters of so many blocks run: not every chip has SMs enough together.
+    """Return whether clusters of `blocks` blocks run: not every chip has enough SMs together.
 
-    Each block has as much shared memory as one may have, and so an SM of its own, as blocks of
-    large layers have.
+    Each block has the most shared memory that a block can have, and so its own SM, like blocks of
+    large layers.
     """
     text = f'extern "C" __global__ void __cluster_dims__({blocks}, 1, 1) xlstm_probe() {{}}'
     source = KernelSource("xlstm_probe", text, (), shared, blocks, True)

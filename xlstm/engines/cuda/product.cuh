@@ -4,10 +4,10 @@
 // MMA = 1: tensor cores multiply them (2: float32 as two float16, see factors.cuh); weights are fragments in registers, those
 // beyond CHUNKS_KEPT of each warp in shared memory.
 //
-// With tensor cores a row is read in chunks of 64 bytes, 16 by each of four lanes, which are words w0..w3 of a lane: two products of tensor
-// cores take w0, w1 and w2, w3 of two rows of weights and of a column. The order of k differs from that in memory, but is
-// the same for both factors, and nothing else matters in a sum. Weights lie as the instruction wants its registers, two
-// rows in turn, so that nothing is moved between a load and a product.
+// With tensor cores, a row is read in chunks of 64 bytes, 16 by each of four lanes: the words w0..w3 of a lane. Two products of
+// tensor cores take w0, w1 and w2, w3 of two rows of weights and of a column. The order of k differs from the order in memory,
+// but it is the same for both factors, so the sum is the same. Weights lie in the order of the instruction's registers, two rows
+// in turn, so that nothing is moved between a load and a product.
 
 constexpr int VECTORS = M * K / VECTOR;  // of a block
 DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k);  // 0 outside of the matrix
@@ -17,12 +17,12 @@ DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k);  // 0 out
 constexpr int WARPS = THREADS / 32, WARPS_K = WARPS / WARPS_M;
 constexpr int TILES = M / 16 / WARPS_M, CHUNKS = K * SIZE / 64 / WARPS_K;  // of a warp
 constexpr int SPARE = CHUNKS - CHUNKS_KEPT;
-// Rows are dealt to tiles so that a lane has some next to each other: both of its rows of a tile, or of two.
+// Rows are dealt to tiles so that a lane has neighbouring ones: both of its rows of a tile, or of two tiles.
 constexpr int TOGETHER = TILES % 2 ? 2 : 4;
 constexpr int SUMS = MMA == 1 && TILES <= 2 ? 2 : 1;  // with few tiles, so that no product waits for another
 #if MMA == 2
-// Chunks with the same scale, of which a sum is made; and those from shared memory in a turn of a loop, for the compiler
-// begins as many sums as it finds, and finds no registers for more.
+// Chunks with the same scale, which share a sum; and chunks from shared memory in a turn of a loop: the compiler begins as many
+// sums as it finds, and registers suffice for no more.
 constexpr int SPAN = SCALE_CHUNKS == 2 && (CHUNKS % 2 || (CHUNKS_KEPT % 2 && SPARE)) ? 1 : SCALE_CHUNKS;
 constexpr int TURN = SPARE < 6 ? SPARE + !SPARE : SPARE % 4 ? SPARE % 2 ? 1 : 2 : 4;
 #else
@@ -80,12 +80,12 @@ DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, 
         auto add = [&](auto chunks, int first_chunk, auto weights_of) {
             constexpr int COUNT = sizeof(*chunks);
 #if MMA == 2
-            float sums[TILES][4];  // that have not been multiplied by their scale
+            float sums[TILES][4];  // not yet multiplied by their scale
 #endif
 #pragma unroll
             for (int j = 0; j < COUNT; j++) {
 #if MMA == 2
-                if (j % 4 == 3) sync_warp();  // nothing is loaded before: of all chunks at once it takes too many registers
+                if (j % 4 == 3) sync_warp();  // no earlier loads: those of all chunks at once need too many registers
 #endif
                 const int chunk = part * CHUNKS + first_chunk + j;
                 const uint4 v = V[(at * 8 + lane / 4) * V_ROW + chunk * 4 + lane % 4];
@@ -166,7 +166,7 @@ DEVICE void product(const Weights&, const uint4* all, const uint4* V, const floa
     for (int at = threadIdx.x; at < M * NB; at += THREADS) {
         const int row = at % M, column = at / M;
         const uint4 *w = all + row * WEIGHT_ROW, *v = V + column * V_ROW;
-        REAL sums[VECTOR] = {};  // none waits for another
+        REAL sums[VECTOR] = {};  // no sum waits for another
 #pragma unroll 4
         for (int k = 0; k < K / VECTOR; k++) {
             const Words a = {w[k]}, b = {v[k]};
@@ -182,7 +182,7 @@ DEVICE void product(const Weights&, const uint4* all, const uint4* V, const floa
 
 #endif
 
-// A kernel of its own lays the weights out as the blocks read them, 16 bytes a thread, in the type of products.
+// A separate kernel lays out the weights in the order in which blocks read them, 16 bytes per thread, in the type of products.
 extern "C" __global__ void ARRANGE(const IO* __restrict__ Wh, uint4* to) {
 #if MMA == 2
     // A block of this kernel has the chunks of one tile of one warp, and their scale.

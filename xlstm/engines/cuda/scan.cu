@@ -1,5 +1,5 @@
-// The time loop of a cell without a product of h, forward or backward: one launch for all steps. A thread has one unit of one
-// sequence, and waits for no other. It asks for the values of a step AHEAD steps before.
+// The time loop of a cell without a product with h, forward or backward: one launch for all steps. A thread has one unit of one
+// sequence, and waits for no other thread. It loads the values of a step AHEAD steps earlier.
 
 constexpr int AHEAD = 4;
 

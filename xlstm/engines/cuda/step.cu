@@ -1,7 +1,7 @@
-// One step of a cell, one launch a step: the array library makes the product of h. A block has one sequence, or a part of its
-// units where the cell takes no means along them.
+// One step of a cell, one launch per step: the array library computes the product with h. A block has one sequence, or a part of
+// its units if the cell takes no means along them.
 //
-// The state is (sequences, units), the product (rows, ...) is that of this step alone.
+// The state is (sequences, units). The product (rows, ...) is only that of this step.
 
 extern "C" __global__ void KERNEL(PARAMETERS) {
     __shared__ double memory[THREADS];

@@ -1,8 +1,6 @@
-"""How a recurrent product is divided among blocks, warps and memories, and an estimate of what a
-step then costs.
+"""Divide a recurrent product among blocks, warps and memories, and estimate the time of a step.
 
-A number that is called an estimate is only good for ranking the ways to divide a product on one
-device.
+Estimates are only good for ranking the ways to divide a product on one device.
 """
 
 from __future__ import annotations
@@ -19,11 +17,10 @@ PASSES = ("forward", "backward")
 
 
 class Peaks(NamedTuple):
-    """Operations per microsecond and SM at most, a product and its sum counted as two, from data
-    sheets.
+    """Peak operations per microsecond and SM, from data sheets; a product and its sum count as two.
 
-    Products are without sparsity, and sums in float32. The peaks of sm_100 are taken to be those of
-    sm_90, since its own tensor cores want another instruction.
+    Products are dense, and sums are in float32. For sm_100 the peaks of sm_90 are used, since its
+    own tensor cores need another instruction.
     """
 
     float64: float
@@ -32,8 +29,8 @@ class Peaks(NamedTuple):
     half: float  # float16, and bfloat16 from sm_80 on
 
 
-# By compute capability, in a million; 0 where there is none. Peak of the chip, in TFLOP/s, over its
-# SMs.
+# By compute capability, in millions; 0 if there are no such operations. Comments have the peak of
+# the chip, in TFLOP/s, over its SMs.
 PEAKS = {
     60: Peaks(0.095, 0.189, 0, 0),  # P100: 5.3 and 10.6 over 56
     70: Peaks(0.098, 0.196, 0, 1.56),  # V100: 7.8, 15.7 and 125 over 80
@@ -46,22 +43,24 @@ PEAKS = {
     120: Peaks(0.010, 0.665, 1.33, 2.68),  # RTX PRO 6000: 125, 251 and 504 over 188
 }
 
-# The share of the peak of tensor cores that `mma.sync` reaches, estimates; sm_90 and sm_100 have a
-# quicker instruction.
+# The share of the tensor cores' peak that `mma.sync` reaches, as estimates; sm_90 and sm_100 have a
+# faster instruction.
 MMA = 0.85
 MMA_HOPPER = 0.62
 
 
 def peaks(name: str, capability: int) -> Peaks:
-    """Return the peaks of a card; tensor cores of a GeForce sum in float32 at half the rate of its
-    chip.
+    """Return the peaks of a card.
+
+    On a GeForce, tensor cores sum in float32 at half the rate of the chip.
 
     Parameters
     ----------
     name : str
-        As CUDA gives it: "NVIDIA GeForce RTX 4090".
+        The name from CUDA, such as "NVIDIA GeForce RTX 4090".
     capability : int
-        90 for sm_90; one that is not known has the peaks of the next lower one.
+        The compute capability, such as 90 for sm_90. An unknown one has the peaks of the next lower
+        one.
     """
     chip = PEAKS[max((sm for sm in PEAKS if sm <= capability), default=min(PEAKS))]
     share = 0.5 if "GeForce" in name and capability >= 80 else 1.0
@@ -75,12 +74,12 @@ class Device(NamedTuple):
     name: str
     capability: int  # 90 for sm_90
     sms: int
-    shared: int  # bytes of shared memory that a block has at most
-    cluster: int = 0  # blocks of the largest cluster that was seen to run
+    shared: int  # most bytes of shared memory in a block
+    cluster: int = 0  # blocks of the largest cluster that was tested
 
 
 class Arithmetic(NamedTuple):
-    """How numbers are kept and multiplied. Sums are of type `real`."""
+    """How numbers are stored and multiplied; sums are of type `real`."""
 
     name: str
     io: str  # C type of arrays
@@ -88,8 +87,8 @@ class Arithmetic(NamedTuple):
     size: int  # bytes of a number in an array
     mma: int  # 0: without tensor cores, 1: with them, 2: with a float32 as two float16
     tf32: bool
-    peak: str  # the field of Peaks that it is measured by
-    share: float  # of the peak that it reaches, or of that which `mma.sync` reaches, an estimate
+    peak: str  # the field of Peaks that applies
+    share: float  # share of the peak, or of the rate of `mma.sync`, that it reaches: an estimate
 
     @property
     def real_size(self) -> int:
@@ -107,26 +106,26 @@ ARITHMETIC = {
         Arithmetic("bfloat16", "bf16_t", "float", 2, 1, False, "half", 1.0),
     )
 }
-# microseconds of a step, in a cluster and through global memory: estimates
+# microseconds of an exchange at a step, in a cluster and through global memory: estimates
 SYNC = {True: 0.6, False: 1.2}
-# FLOP per microsecond and SM, times the bytes of a number, that ordinary arithmetic reaches at most,
-# since its factors come from shared memory: an estimate
+# Most FLOP per microsecond and SM, times the bytes of a number, of ordinary arithmetic, whose
+# factors come from shared memory: an estimate.
 PLAIN = 0.35e6
 CELL = 0.06  # microseconds of one cell of each thread, an estimate
 WARPS = 8
 ARRANGERS = 256  # threads of a block that arranges weights
-LINE = 128  # threads of a block whose threads wait for no other
-CELLS = 4  # cells of a thread at most, beside tensor cores
+LINE = 128  # threads of a block in which no thread waits for another
+CELLS = 4  # most cells of a thread, beside tensor cores
 COLUMNS = (8, 16, 24, 32, 48, 64, 96, 128)  # sequences of a block
-# Registers of a thread for weights, sums and what it keeps of its cells, by the products of a pair.
-# None of the kernels that the tests compile spills with these.
+# Registers of a thread for weights, sums and values of its cells, by the number of products for a
+# pair. With these, none of the kernels that the tests compile spills.
 REGISTERS = {1: 206, 2: 163}
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How one pass is divided: a block multiplies M rows of weights of length K with the values of
-    some sequences.
+    """How a pass is divided: a block multiplies M rows of weights of length K by the values of some
+    sequences.
     """
 
     kind: str  # forward or backward
@@ -134,17 +133,17 @@ class Tiling:
     width: int  # units of a head
     heads: int
     units: int  # of a block
-    blocks: int  # that share a head and sequences
+    blocks: int  # blocks that share a head and sequences
     columns: int  # sequences of a block
     cluster: bool
-    groups: int  # of blocks, for the whole batch
-    waves: int  # how often groups have to wait for others to end
+    groups: int  # groups of blocks for the whole batch
+    waves: int  # rounds: each runs as many groups at once as fit the device
     rate: float  # FLOP per microsecond and SM, an estimate
     M: int
     K: int
     threads: int
     warps_m: int  # warps that share the rows; the others share K
-    in_registers: int  # chunks of K, of each tile of a warp, in registers
+    in_registers: int  # chunks of K in registers, for each tile of a warp
 
     @property
     def weights(self) -> int:
@@ -159,7 +158,7 @@ class Tiling:
 
     @property
     def shared(self) -> int:
-        """Bytes of shared memory; the kernels assert that it is what they need."""
+        """Bytes of shared memory; the kernels assert this number."""
         row = self.K * self.arithmetic.size
         real = self.arithmetic.real_size
         arrivals = 16 * self.cluster
@@ -173,31 +172,35 @@ class Tiling:
 
     @property
     def exchange(self) -> int:
-        """Bytes through which a group exchanges, twice; those of a grid are in global memory."""
+        """Bytes through which a group exchanges values, twice; for a grid they are in global
+        memory.
+        """
         if self.kind == "forward":
             return (
                 2 * self.blocks * self.units * (self.columns * self.arithmetic.size + self._scales)
             )
-        # A block of a cluster has what the others give it, in rows that are read without conflicts.
+        # A block of a cluster holds values from the others, in rows without bank conflicts.
         parts = self.blocks * (self.units + 4) if self.cluster else self.blocks**2 * self.units
         return 2 * parts * self.columns * self.arithmetic.real_size
 
     @property
     def time(self) -> float:
-        """Microseconds of a step of the whole batch, an estimate."""
+        """Estimated microseconds of a step of the whole batch."""
         product = 2 * self.M * self.K * self.columns / self.rate
         cells = -(-self.units * self.columns // self.threads) * CELL
         return (SYNC[self.cluster] + product + cells) * self.waves
 
     @property
     def arranged(self) -> int:
-        """Bytes of the weights as blocks read them; with scales where a float32 is two float16."""
+        """Bytes of the weights in the layout for blocks; with scales, if a float32 is two
+        float16.
+        """
         scales = 4 * self._tiles if self.arithmetic.mma == 2 else 0
         return self.heads * self.blocks * (self.M * self.K * self.arithmetic.size + scales)
 
     @property
     def arrangers(self) -> int:
-        """Blocks of the kernel that makes them."""
+        """Blocks of the kernel that arranges the weights."""
         if self.arithmetic.mma == 2:
             return self.heads * self.blocks * self._tiles
         return -(-self.arranged // (16 * ARRANGERS))
@@ -208,32 +211,30 @@ class Tiling:
 
     @property
     def same_scale(self) -> int:
-        """Chunks of K that have the same scale, where a float32 is two float16: see
-        `factors.cuh`.
-        """
+        """Chunks of K that share a scale, if a float32 is two float16; see `factors.cuh`."""
         lanes = 16 if self.units % 32 else 32
         return self.K // 16 if self.kind == "backward" and self.units == lanes else lanes // 16
 
     @property
     def _scales(self) -> int:
-        """Bytes of scales for a k of all columns."""
+        """Bytes of the scales for one k of all columns."""
         return self.columns // 4 if self.arithmetic.mma == 2 else 0
 
     @property
     def _shares(self) -> int:
         """Threads that share the sum of partial dh of a cell in a grid."""
-        # Pieces of 16 bytes, one of which a thread reads at once.
+        # Pieces of 16 bytes: a thread reads one at once.
         pieces = self.columns * self.units * self.arithmetic.real_size // 16
         return max(1, min(self.blocks, self.threads // pieces))
 
     @property
     def _parts(self) -> int:
-        """Warps that share K, each with a sum of its own."""
+        """Warps that share K; each has its own sum."""
         return self.threads // 32 // self.warps_m if self.in_registers else 1
 
 
 def without_product(kind: str, a: Arithmetic, width: int, heads: int, B: int) -> Tiling:
-    """Return the tiling of a cell without a product of h: a thread has one unit of a sequence."""
+    """Return the tiling of a cell without a product with h: a thread has one unit of a sequence."""
     blocks = -(-width * heads // LINE)
     rest = (0, 0, LINE, 1, 0)
     return Tiling(kind, a, width, heads, LINE, blocks, 1, False, B, 1, 1.0, *rest)
@@ -249,18 +250,18 @@ def best(
     device: Device,
     cluster: bool,
 ) -> Tiling | None:
-    """Return the tiling of the least cost by the estimate, or None where none fits the device.
+    """Return the tiling with the smallest estimated time, or None if none fits the device.
 
     Parameters
     ----------
     kind : {"forward", "backward"}
     step : Pointwise
     width, heads, B : int
-        Units of a head, heads, sequences.
+        Units of a head, number of heads, number of sequences.
     a : Arithmetic
     device : Device
     cluster : bool
-        Blocks are clusters; otherwise they are a grid.
+        Whether blocks are in clusters; otherwise they are a grid.
     """
     tilings = []
     rate = a.share * getattr(peaks(device.name, device.capability), a.peak)
@@ -269,7 +270,7 @@ def best(
     else:
         rate = min(rate, PLAIN / a.size)
     for (units, blocks), columns in itertools.product(_blocks(width, a, device, cluster), COLUMNS):
-        # A cluster lies within one part of the chip, of which some SMs are left over.
+        # A cluster lies within one part of the chip, where some SMs are left over.
         room = int(device.sms * 0.97) // blocks if cluster else device.sms // blocks
         if columns > _up(min(B, 128), 8) or room == 0:
             continue
@@ -284,7 +285,7 @@ def best(
 
 
 def _blocks(width: int, a: Arithmetic, device: Device, cluster: bool) -> list[tuple[int, int]]:
-    """Return the ways to divide a head: units of a block, and blocks."""
+    """Return the ways to divide a head, as pairs: units of a block, and number of blocks."""
     if cluster:
         ways = [
             (_up(-(-width // blocks), 16), blocks)
@@ -296,15 +297,16 @@ def _blocks(width: int, a: Arithmetic, device: Device, cluster: bool) -> list[tu
     if not a.mma:
         return [(units, -(-width // units)) for units in (4, 8, 12, 16, 24, 32, 48, 64)]
     ways = [(units, -(-width // units)) for units in (8, 16, 32, 48, 64) if units > 8 or a.mma == 1]
-    # where there are many blocks, there are as many as give every warp the same number of tiles
+    # many blocks are rounded up so that every warp has the same number of tiles
     return [(units, _up(blocks, 8) if blocks > 8 else blocks) for units, blocks in ways]
 
 
 def _divisions(
     kind: str, step: Pointwise, a: Arithmetic, units: int, blocks: int, columns: int
 ) -> Iterator[tuple[int, ...]]:
-    """Yield the ways to divide the work of a block for which there are registers, from M on as
-    `Tiling` has them.
+    """Yield the ways to divide the work of a block for which registers suffice.
+
+    Each has the fields of `Tiling` from M on.
     """
     chunk = 64 // a.size
     gates = int(step.before["zx"] or 1)
@@ -323,8 +325,8 @@ def _divisions(
     if rest:  # eight units of one or three gates
         return
     if kind == "forward":
-        # With one tile the compiler begins so many chunks of three products that it finds no
-        # registers.
+        # With one tile, the compiler begins so many chunks of three products that registers run
+        # out.
         least = 2 if a.mma == 2 and tiles > 1 else 1
         ways = [(m, WARPS // m) for m in (1, 2, 4, 8) if tiles % m == 0 and tiles // m >= least]
     else:
@@ -336,17 +338,17 @@ def _divisions(
         chunks = deep // chunk // warps_k
         cells = -(-units * columns // (32 * warps))
         sums = 2 if a.mma == 2 or own <= 2 else 1
-        # Beside its values a cell takes room for what it writes and where the next one lies.
+        # Beside its values, a cell needs room for its results and for the place of the next one.
         left = REGISTERS[a.mma] - 4 * own * sums - (cells * (values + 12) - 12)
-        if a.mma == 2:  # the compiler begins sums before it ends others
+        if a.mma == 2:  # the compiler begins sums before others end
             ahead = 16 if kind == "forward" and own != 2 else 0
             left -= 10 * (cells - 1) + ahead
         held = min(chunks, left // (8 * own))
-        if held < chunks or a.mma == 2:  # those from shared memory pass through registers, too
+        if held < chunks or a.mma == 2:  # chunks from shared memory pass through registers, too
             held = min(chunks - 2 * (a.mma == 2 and own == 2), (left - 8) // (8 * own))
-        if a.mma == 2 and chunks - held > 5:  # they come two in a turn
+        if a.mma == 2 and chunks - held > 5:  # they come in pairs
             held -= (chunks - held) % 2
-        # With more sums at once the compiler finds no registers.
+        # With more sums at once, registers run out.
         if held >= 1 and own <= 8 and cells <= CELLS:
             yield M, deep, 32 * warps, warps_m, held
 

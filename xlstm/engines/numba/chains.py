@@ -1,11 +1,10 @@
-"""Chains of element-wise operations over NumPy arrays, each compiled as one loop and shared out
-among threads.
+"""Chains of elementwise operations over NumPy arrays, each compiled as one loop that threads share.
 
 NumPy makes a pass over memory on one core for every operation. A chain is the function that NumPy
-would run, traced and written as a loop over rows, and within it over columns; so no formula stands
-here. An array is given by the address of its first number and by its steps along two axes of rows,
-so one compilation serves all shapes. `arrays/compiled.py` names this file, and `arrays/fuse.py`
-calls it.
+would run, traced and written as a loop over rows and, within it, over columns. So this file has no
+formula. A loop gets each array as the address of its first number and its strides along two axes of
+rows, so one compilation serves all shapes. `arrays/compiled.py` names this file, and
+`arrays/fuse.py` calls it.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ from xlstm.tracing.reductions import RowWriter
 from xlstm.tracing.symbols import Line, UntraceableError
 from xlstm.tracing.writers import LIBM, Python
 
-SMALL = 1 << 14  # elements below which NumPy's calls cost less than the way to a compiled loop
-# elements from which on threads share a loop; less takes about as long as to wake one
+SMALL = 1 << 14  # elements below which NumPy's calls cost less than the call of a compiled loop
+# least elements for threads to share a loop; fewer take about as long as to wake a thread
 SHARED = 1 << 19
-SUMS = 16  # parts of sums over rows, whatever the number of threads: their bits do not depend on it
-NARROW = 16  # columns below which a row is not worth its loop
+SUMS = 16  # parts of sums over rows, so that their bits do not depend on the number of threads
+NARROW = 16  # columns below which a row is not worth its own loop
 
 
 class ChainPlan(NamedTuple):
-    """The compiled loop for arrays of some shapes and strides, and what it is called with."""
+    """The compiled loop for arrays of some shapes and strides, and its arguments."""
 
     chain: Callable[..., None]
-    # shapes and dtypes of results, those that are summed last
+    # shapes and dtypes of results; summed results come last
     results: tuple[tuple[tuple[int, ...], Any], ...]
     sizes: tuple[int, int, int]  # rows of two axes, and columns
-    # Steps in bytes along these axes, of each array and of each result but sums.
+    # Strides in bytes along these axes, of each array and of each result that is not a sum.
     steps: tuple[tuple[int, ...], ...]
 
 
@@ -54,14 +53,14 @@ def run(
     sums: int = 0,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
-    """Return what `fuse` returns, or None where this is no work for a compiled loop.
+    """Return the results of `fuse`, or None if a compiled loop does not pay or is not possible.
 
     Parameters
     ----------
     function, arrays, options
-        As of `fuse`; the function may also take means along the last axis, which the results keep.
+        As for `fuse`; the function may also take means along the last axis, which the results keep.
     sums : int
-        The last so many results are summed over all axes but the last.
+        The number of last results that are summed over all axes except the last.
     """
     if not jit.enabled():
         return None
@@ -97,16 +96,16 @@ def run(
 def _plan(
     function: Callable[..., Any], arrays: tuple[tuple[Any, ...], ...], sums: int, options: Options
 ) -> ChainPlan | None:
-    """Return how to run a function over arrays of these shapes, strides and dtypes, or None where
-    it is not to be.
+    """Return how to run a function over arrays of these shapes, strides and dtypes, or None if no
+    loop should run it.
 
-    The loop goes over two axes of rows and one of columns, whose numbers follow each other.
+    The loop goes over two axes of rows and one axis of contiguous columns.
     """
     dtypes = tuple(dtype for _, _, dtype in arrays)
     formula = _formula(function, dtypes, options)
     if formula is None:
         return None
-    apart = sums > 0 or has_means(formula.lines)  # the columns are the last axis alone
+    apart = sums > 0 or has_means(formula.lines)  # the columns are only the last axis
     shape = np.broadcast_shapes(*(own for own, _, _ in arrays))
     nest = loop_nest(shape, [(own, strides) for own, strides, _ in arrays], int(apart))
     sizes = [*nest.sizes, *shape[-1:] * apart]
@@ -145,7 +144,7 @@ def _plan(
 def _formula(
     function: Callable[..., Any], dtypes: tuple[Any, ...], options: Options
 ) -> ArrayFunction | None:
-    """Return the trace of a function, or None where no compiled loop is to run it."""
+    """Return the trace of a function, or None if no compiled loop should run it."""
     if not all(dtype in (SINGLE, DOUBLE) for dtype in dtypes):
         return None
     try:
@@ -158,7 +157,7 @@ def _formula(
 
 
 def has_means(lines: list[Line]) -> bool:
-    """Whether a trace has a mean along a row."""
+    """Return whether a trace takes a mean along a row."""
     return any(line.op == "mean" for line in lines)
 
 
@@ -166,10 +165,10 @@ def has_means(lines: list[Line]) -> bool:
 def _compiled(
     formula: ArrayFunction, rows: tuple[bool, ...], sums: int
 ) -> tuple[Callable[..., None], list[bool]]:
-    """Return the compiled loop of a function, and of each result whether there is one number for a
+    """Return the compiled loop of a function, and for each result whether it has one number per
     row.
 
-    `rows` says of which arrays there is.
+    `rows` says the same of the arrays.
     """
     names = *formula.inputs, *formula.outputs
     added = names[len(names) - sums :]
@@ -190,8 +189,8 @@ def _compiled(
         for a in names
     ]
     head = ", ".join(f"{a}, {a}_s, {a}_t" for a in names)
-    # It takes the address of its numbers, as threads call it: a function around it would have a
-    # copy of its own, whose means LLVM adds up in another order.
+    # It takes the address of its numbers, since threads call it. A function around it would have
+    # its own copy, in which LLVM sums means in another order.
     text = [
         "def chain(at, first, last):",
         f"    n1, columns, {head} = carray(at_integer(at), ({2 + 3 * len(names)},))",
@@ -199,7 +198,7 @@ def _compiled(
         "        for j in range(n1):",
         *(f"            {line}" for line in (*views, *row.body())),
     ]
-    # sums are in the order that is quickest
+    # sums are in the fastest order
     flags = jit.FLAGS | ({"reassoc"} if has_means(formula.lines) else set())
     return _bound(text, "chain", flags), [y in row.single for y in formula.outputs]
 
@@ -221,7 +220,7 @@ def walk(
     results: int,
     reverse: bool,
 ) -> Any:
-    """Return what `fuse.walk` does, or None where nothing is compiled."""
+    """Return the results of `fuse.walk`, or None if nothing is compiled."""
     if not jit.enabled():
         return None
     arrays, states, _ = operands
@@ -236,7 +235,9 @@ def walk(
 def _walk(
     function: Callable[..., Any], counts: tuple[int, ...], dtype: Any, reverse: bool
 ) -> Callable[..., None]:
-    """Return the compiled loop of `walk` over so many arrays, states, numbers and results."""
+    """Return the compiled loop of `walk` for these numbers of arrays, states, numbers and
+    results.
+    """
     arrays, states, numbers, results = (
         [f"{name}{k}" for k in range(count)] for name, count in zip("xsny", counts, strict=True)
     )

@@ -1,8 +1,8 @@
-"""The loops of a chunkwise mLSTM, as plain Python that Numba compiles; numbers are those of
+"""The loops of a chunkwise mLSTM, as plain Python for Numba, with the numbers of
 `cells/mlstm_chunks.py`.
 
-The formulas are those of `cells/mlstm_formulas.py`, traced, and products are those of
-`products.py`. `chunks.py` binds the names below.
+Formulas are traces of `cells/mlstm_formulas.py`, and products come from `products.py`. `chunks.py`
+binds the names below.
 """
 
 # Numba finds the types of these functions.
@@ -20,7 +20,7 @@ INT: Any = np.int64
 COLUMNS = 32
 
 
-stand_in: Any = None  # for a formula or a function of `products.py`
+stand_in: Any = None  # stands for a formula or a function of `products.py`
 forget = accumulate = written = m_after = stabilise = read_write = keep = stand_in
 decay = denominator = quotient = state = stand_in
 den_bwd = scale_add = b_bwd = add = forget_bwd = m_bwd = stand_in
@@ -29,8 +29,8 @@ room = packed_in = call_product = rows_times_vector = stand_in
 
 
 def chunks(where, sizes, far, views, logs, arrays, numbers, first, last):
-    """Compute all steps of the matrices from `first` to `last` of a batch, each a head of a
-    sequence.
+    """Compute all steps of the matrices from `first` to `last` of a batch; each matrix is one head
+    of a sequence.
 
     Parameters
     ----------
@@ -38,14 +38,14 @@ def chunks(where, sizes, far, views, logs, arrays, numbers, first, last):
         The address of `products.product`.
     sizes : tuple of int
         N heads, T steps, K columns of keys, V of values; the number of chunks, and L steps of each;
-        and how many numbers lie between the states before and after a chunk, 0 where only the last
-        ones are kept.
+        and the distance, in numbers, of the states before and after a chunk, 0 if only the last
+        state is kept.
     far : tuple of (int, int, int)
-        How far the sequences, heads and steps of each of `views` are apart, in numbers.
+        For each of `views`, the distance of sequences, of heads and of steps, in numbers.
     views : tuple of array (1,)
         The first numbers of q, k, v, i~, f~ and h.
     logs : tuple of float64 array
-        b, w, most, m and r, as `Logs` has them.
+        b, w, most, m and r, as in `Logs`.
     arrays : tuple of array
         m0, logf, states (matrices, chunks + 1 or 1, K, V + 1), s, den and end_m, each flat.
     numbers : float64 array
@@ -178,11 +178,11 @@ def chunks(where, sizes, far, views, logs, arrays, numbers, first, last):
 
 
 def multiply(where, a, rows, place, b, lies, out, add):
-    """Set the n rows of `out` (n, width) to a @ b, or add this to them; return b packed.
+    """Set the n rows of `out` (n, width) to a @ b, or add a @ b to them; return b packed.
 
-    `rows` is (at, row, pace, n), and the numbers of a are a[at + i row + k pace]. `lies` is (start,
-    turned, lead, width, K), as `packed_in` in `products.py` takes them, and `place` the room that
-    it packs b (K, width) in.
+    `rows` is (at, row, pace, n): the numbers of a are a[at + i row + k pace]. `lies` is (start,
+    turned, lead, width, K), as for `packed_in` in `products.py`. `place` is the room for b (K,
+    width) packed.
     """
     packed = packed_in(place, b, *lies)
     width = lies[3]
@@ -191,14 +191,15 @@ def multiply(where, a, rows, place, b, lies, out, add):
 
 
 def place_of(far, spot):
-    """Return where the steps of a `spot`, a sequence, head and step, begin in an array, in which
-    these are so `far` apart.
+    """Return where the steps of a `spot`, which is a sequence, head and step, begin in an array.
+
+    `far` has the distance of sequences, heads and steps in that array.
     """
     return spot[0] * far[0] + spot[1] * far[1] + spot[2] * far[2]
 
 
 def scaled(a, at, lead, factors, rows, width, out):
-    """Set the rows of `out` to those of a matrix, which are `lead` apart, each times its factor."""
+    """Set the rows of `out` to the rows of a matrix, `lead` apart, each times its factor."""
     for t in range(rows):
         row = U(at + t * lead)
         to = U(t * width)
@@ -219,8 +220,8 @@ def sum_of_rows(a, factors, rows, width, out):
 
 
 def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
-    """Compute the gradients of all steps of the matrices from `first` to `last` of a batch, from
-    the last chunk on.
+    """Compute the gradients of all steps of the matrices from `first` to `last` of a batch,
+    beginning with the last chunk.
 
     Parameters
     ----------
@@ -230,14 +231,15 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
         N heads, T steps, K columns of keys, V of values; the number of chunks, and L steps of each;
         and whether there are gradients through the maximum (3).
     far : tuple of (int, int, int)
-        How far the sequences, heads and steps of each of `views` are apart, in numbers.
+        For each of `views`, the distance of sequences, of heads and of steps, in numbers.
     views : tuple of array (1,)
         The first numbers of q, k, v, f~, h, dh, dq, dk, dv, di~ and df~.
     logs : tuple of float64 array
-        b, w, most, m and r, as `Logs` has them.
+        b, w, most, m and r, as in `Logs`.
     arrays : tuple of array
-        logf, states (matrices, chunks + 1, K, V + 1), s, den, and the gradients of the final state,
-        which become those of the initial one: dC (matrices, K, V + 1) and dm. Each is flat.
+        logf, states (matrices, chunks + 1, K, V + 1), s, den, and the gradients dC (matrices, K, V
+        + 1) and dm. These are with respect to the final state, and at the end with respect to the
+        initial one. Each array is flat.
     numbers : float64 array
         1 / sqrt(K), and eps.
     """
@@ -291,7 +293,7 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
             dh1 = place_of(dh_far, spot)
             di1 = place_of(di_far, spot)
             df1 = place_of(df_far, spot)
-            # Copies, as rows that lie a power of two apart take each other's places in the cache.
+            # Copies: rows that lie a power of two apart would evict each other from the cache.
             copy_rows(of_q, place_of(q_far, spot), q_far[2], q, zero, K, some, K)
             copy_rows(of_k, place_of(k_far, spot), k_far[2], k, zero, K, some, K)
             copy_rows(of_v, place_of(v_far, spot), v_far[2], v, zero, V, some, V)
@@ -317,7 +319,7 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
             of_values = (zero, V, unit, some)
             of_steps = (zero, some, unit, some)
             turned = (zero, unit, some, some)
-            # P and dS, the gradient of Q K^T (4) (5) (6).
+            # P and dS, the gradient with respect to Q K^T (4) (5) (6).
             multiply(where, q, of_keys, right, k, (zero, True, K, some, K), P, no)
             multiply(where, dnum, of_values, right, v, (zero, True, V, some, V), dS, no)
             for t in range(some):
@@ -347,7 +349,7 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
                 for j in range(U(K)):
                     dk[row + j] = scale_add(dk[row + j] + dn[j], factor, F(0))
             multiply(where, dS, turned, right, q, (zero, False, K, K, some), dk, yes)
-            # dV (9) (6), and what the chunk reads of the state before it (6).
+            # dV (9) (6), and the chunk's reads of the state before it (6).
             scaled(k, zero, K, write, some, K, weighted)
             multiply(where, weighted, of_keys, right, dC, (d0, False, W, V, K), dv, no)
             scaled(q, zero, K, read, some, K, weighted)
@@ -358,7 +360,7 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
             sum_of_rows(weighted, ds, some, K, dn)
             for x in range(K):
                 new[x * W + V] = dn[x]
-            # The gradient of the state before (9).
+            # The gradient with respect to the state before the chunk (9).
             remains = keep(m0, end)
             for x in range(U(K * W)):
                 dC[U(d0) + x] = state(dC[U(d0) + x], remains, new[x])
@@ -368,7 +370,7 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
             copy_rows(dk, zero, K, to_k, to, dk_far[2], some, K)
             to = place_of(dv_far, spot)
             copy_rows(dv, zero, V, to_v, to, dv_far[2], some, V)
-            # w_s enters everything that step s writes, b_t everything that step t reads (4) (6)
+            # w_s scales everything that step s writes, b_t everything that step t reads (4) (6)
             # (9).
             for t in range(some):
                 dw[t] = inner(k, t * K, dk, t * K, K)
@@ -386,11 +388,11 @@ def chunks_bwd(where, sizes, far, views, logs, arrays, numbers, first, last):
 
 
 def maximum_bwd(w, most, den, at, m0, dh_h, eps, steps, dend, dw, db):
-    """Add to the gradients of w and b of a chunk those through m (3); return the gradient of m
-    before it.
+    """Add to the gradients of w and b of a chunk those through m (3); return the gradient with
+    respect to m before the chunk.
 
-    `dend` is that of m after it. The choice of the maximum cancels out of h, C and n, except for
-    how much eps weighs; it also changes the final m.
+    `dend` is the gradient with respect to m after it. The choice of the maximum cancels out of h, C
+    and n, except for the weight of eps. It also changes the final m.
     """
     L = len(steps)
     total = F(0)
@@ -412,9 +414,7 @@ def maximum_bwd(w, most, den, at, m0, dh_h, eps, steps, dend, dw, db):
 
 
 def inner(a, at, b, place, size):
-    """Return the inner product of `size` numbers of two arrays; the sum is in the order that is
-    quickest.
-    """
+    """Return the inner product of `size` numbers of two arrays, summed in the fastest order."""
     total = F(0)
     for j in range(U(size)):
         total += a[U(at) + j] * b[U(place) + j]
@@ -422,7 +422,7 @@ def inner(a, at, b, place, size):
 
 
 def copy_rows(a, at, lead, to, place, line, rows, width):
-    """Copy the rows of a matrix, which are `lead` apart, to where they are `line` apart."""
+    """Copy the rows of a matrix, which are `lead` apart, to rows that are `line` apart."""
     for t in range(rows):
         row = U(at + t * lead)
         into = U(place + t * line)

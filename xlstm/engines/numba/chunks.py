@@ -1,6 +1,4 @@
-"""The chunkwise mLSTM over NumPy arrays in one compiled call, whose heads and sequences threads
-share.
-"""
+"""The chunkwise mLSTM over NumPy arrays in one compiled call; threads share heads and sequences."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from xlstm.engines.numba.team import share
 from xlstm.tracing.array_functions import Formula, kind_of, traced
 from xlstm.tracing.writers import Python
 
-SUMS = (chunk_loops.inner, chunk_loops.maximum_bwd)  # in the order that is quickest
+SUMS = (chunk_loops.inner, chunk_loops.maximum_bwd)  # with sums in the fastest order
 PLAIN = (
     chunk_loops.place_of,
     chunk_loops.scaled,
@@ -35,12 +33,12 @@ SMALL = 1 << 18  # multiplications below which NumPy's calls cost less than to c
 
 
 class Saved(NamedTuple):
-    """The arrays that `chunkwise` keeps: some as they came, the rest of all chunks, which begin one
-    after the other.
+    """The arrays that `chunkwise` keeps: inputs unchanged, and the rest for all chunks, one after
+    another.
     """
 
-    inputs: tuple[Array, ...]  # q, k, v, i~, f~, as given
-    logf: Array  # (B, N, T), of T rounded up to chunks
+    inputs: tuple[Array, ...]  # q, k, v, i~, f~, unchanged
+    logf: Array  # (B, N, T), with T rounded up to whole chunks
     h: Array  # (B, N, T, V)
     logs: Logs
     states: Array  # [C, n] before every chunk and after the last one, (B, N, chunks + 1, K, V + 1)
@@ -51,17 +49,17 @@ class Saved(NamedTuple):
 def chunkwise(
     inputs: Sequence[Array], eps: float, forget: str, chunk: int, keep: bool
 ) -> tuple[list[Array], Saved | None] | None:
-    """Compute all steps, as `chunkwise` in `cells/mlstm_chunks.py`, or return None where this is no
-    work for the loops.
+    """Compute all steps like `chunkwise` in `cells/mlstm_chunks.py`, or return None if the loops do
+    not pay or are not possible.
 
     Parameters
     ----------
     inputs : sequence of arrays (B, N, ...)
         q, k, v, i~, f~, C0, n0 and m0.
     eps, forget, chunk
-        As of the cell.
+        As for the cell.
     keep : bool
-        Whether backward is to follow.
+        Whether a backward pass follows.
 
     Returns
     -------
@@ -72,7 +70,7 @@ def chunkwise(
     q, k, v, i, f, C0, n0, m0 = inputs
     if type(q) is not np.ndarray:
         return None
-    cores.given()  # raises an error of the setting, however small the work is
+    cores.given()  # raises if the setting is wrong, however small the work is
     B, N, T, K = q.shape
     V = v.shape[-1]
     L = min(chunk, T)
@@ -109,11 +107,11 @@ def chunkwise(
 def chunkwise_bwd(
     dh: Array, dstate: Sequence[Array] | None, saved: Saved, eps: float, forget: str
 ) -> list[Array]:
-    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0, as `chunkwise_bwd` in
-    `cells/mlstm_chunks.py` does.
+    """Return the gradients with respect to q, k, v, i~, f~, C0, n0 and m0, like `chunkwise_bwd` in
+    `cells/mlstm_chunks.py`.
 
-    `dh` is (B, N, T, V), and `dstate` has the gradients of the final C, n and m, or is None, which
-    means 0.
+    `dh` is (B, N, T, V). `dstate` has the gradients with respect to the final C, n and m, or is
+    None, which means 0.
     """
     (q, k, v, i, f), logf, h, logs, states, s, den = saved
     B, N, T, K = q.shape
@@ -121,7 +119,7 @@ def chunkwise_bwd(
     count, L = s.shape[2:]
     dtype = q.dtype
     dC = np.zeros((B, N, K, V + 1), dtype)
-    dm = np.zeros((B, N), dtype)  # from the final state to the initial one
+    dm = np.zeros((B, N), dtype)  # first of the final state, then of the initial one
     if dstate is not None:
         dC[..., :V], dC[..., V], dm[...] = dstate
     dh = _forwards(dh.astype(dtype, copy=False))
@@ -159,16 +157,16 @@ def _work(B: int, N: int, T: int, L: int, K: int, V: int) -> int:
 
 
 def _forwards(a: Array) -> Array:
-    """Return an array with numbers one after the other: the loops count from its first number
-    forwards.
+    """Return an array whose numbers lie one after another, since the loops count forwards from its
+    first number.
     """
     rows = a.ndim == 3 or a.strides[-1] == a.itemsize
     return a if rows and min(a.strides) >= 0 else np.ascontiguousarray(a)
 
 
 def _steps_first(B: int, N: int, T: int, width: int, dtype: Any) -> Array:
-    """Return room for an array (B, N, T, width), in memory with steps first, as the layer has
-    them.
+    """Return room for an array (B, N, T, width), in memory with steps first, like the layer's
+    arrays.
     """
     return np.empty((T, B, N, width), dtype).transpose(1, 2, 0, 3)
 
@@ -204,8 +202,8 @@ def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
 
 
 def _function(name: str, formula: Formula, dtype: np.dtype[Any]) -> str:
-    """Return a formula as the source of a function of single numbers, with those of NUMBERS that it
-    has last.
+    """Return a formula as the source of a function of single numbers, which takes its options in
+    NUMBERS last.
     """
     kind = kind_of(dtype)
     numbers = dict.fromkeys(taken(formula, dict.fromkeys(NUMBERS)), kind)

@@ -1,12 +1,14 @@
-"""Compiled code that is kept for later processes.
+"""Keep compiled code for later processes.
 
-The files lie in the folder `xlstm` of the user's cache folder (of NUMBA_CACHE_DIR, where that is
-set), which nobody but this user may read or write; where that cannot be (see `secure_cache.folder`),
-nothing is kept and each process compiles for itself. Numba's own cache is not used: it loads
-whatever lies in its folder, damaged or not. A file is named after all that its code depends on, the
-text of the module, the types of the arguments, the processor and the versions of Python, NumPy,
-Numba and llvmlite, so that code of other versions is never loaded. Together the files have at most
-`LIMIT` bytes: writing removes the oldest, among them those of other versions.
+The files are in the folder `xlstm` of the user's cache folder, or of NUMBA_CACHE_DIR if that is
+set. Only this user may read or write it. If that is not possible (see `secure_cache.folder`),
+nothing is kept, and each process compiles for itself. Numba's own cache is not used, since it loads
+any file in its folder, damaged or not.
+
+The name of a file depends on everything that its code depends on: the text of the module, the types
+of the arguments, the processor, and the versions of Python, NumPy, Numba and llvmlite. So code of
+other versions is never loaded. All files together have at most `LIMIT` bytes: writing removes the
+oldest files, including those of other versions.
 """
 
 from __future__ import annotations
@@ -34,15 +36,15 @@ from numba.core.serialize import dumps
 from xlstm.engines import secure_cache
 from xlstm.engines.numba import deferred_signals
 
-LIMIT = 1 << 27  # the code of the loops of a dtype has about 1 MB, and that of a cell 0.2 MB
-PREFIX = "xlstm_"  # of the names of modules, and so of files
+LIMIT = 1 << 27  # bytes; the loops of a dtype have about 1 MB of code, a cell 0.2 MB
+PREFIX = "xlstm_"  # beginning of the names of modules, and so of files
 VERSIONS = (sys.version, np.__version__, numba.__version__, llvmlite.__version__)
 
 
 def cached(function: Callable[..., Any], **options: Any) -> Any:
     """Return the function compiled by `numba.njit` with these options; its code is kept.
 
-    It belongs to a module that `jit` makes, whose name depends on all of its text.
+    The function belongs to a module that `jit` makes, whose name depends on its whole text.
     """
     compiled = numba.njit(function, **options)
     compiled._cache = Cache(f"{function.__module__}.{function.__qualname__}")
@@ -51,7 +53,7 @@ def cached(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def describe() -> str:
-    """Return the folder where compiled code is kept, or why it is not, in words."""
+    """Return the folder of compiled code, or in words why nothing is kept."""
     try:
         return f"kept in {_folder()}"
     except OSError as error:
@@ -59,16 +61,16 @@ def describe() -> str:
 
 
 class Cache(NullCache):  # type: ignore[misc]
-    """The cache of one function, as Numba's dispatcher takes it."""
+    """The cache of one function, in the form that Numba's dispatcher needs."""
 
     def __init__(self, function: str) -> None:
         self.function = function
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the kept code for arguments of these types, or None where there is none."""
+        """Return the kept code for arguments of these types, or None if there is none."""
         try:
             data = secure_cache.read(_folder(), self._name(sig, target_context.codegen()), LIMIT)
-        except OSError:  # there is no folder of our own
+        except OSError:  # no folder belongs to us
             data = None
         if data is None:
             _say()
@@ -77,7 +79,7 @@ class Cache(NullCache):  # type: ignore[misc]
         return CompileResult._rebuild(target_context, *pickle.loads(data))
 
     def save_overload(self, sig: Any, result: Any) -> None:
-        """Keep the code, where it can be: not where it has addresses of this process."""
+        """Keep the code, unless it has addresses of this process."""
         if result.library.has_dynamic_globals:
             return
         data = dumps(result._reduce())
@@ -99,10 +101,10 @@ class Cache(NullCache):  # type: ignore[misc]
 
 @functools.cache
 def _link_runtime() -> None:
-    """Let kept code find the functions of Numba's runtime, which count the references to arrays.
+    """Let kept code find the functions of Numba's runtime, which count references to arrays.
 
-    `target_context.refresh()` would do so, too. But it loads all that Numba can compile, and SciPy,
-    which takes 45 MB and 0.2 s.
+    `target_context.refresh()` would do so, too, but it loads everything that Numba can compile, and
+    SciPy. That takes 45 MB and 0.2 s.
     """
     for name, address in c_helpers.items():
         binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
@@ -110,7 +112,7 @@ def _link_runtime() -> None:
 
 @functools.cache
 def _say() -> None:
-    """Log once that something is compiled."""
+    """Say once in the log that something is compiled."""
     logging.getLogger("xlstm").info(
         "compiling loops for this processor, which takes some seconds once"
     )
@@ -121,6 +123,6 @@ def _folder() -> Path:
         return secure_cache.folder(Path(numba.config.CACHE_DIR, "xlstm"))
     try:
         path = platformdirs.user_cache_path("xlstm", appauthor=False)
-    except RuntimeError as error:  # the user has no home, as in many containers
+    except RuntimeError as error:  # the user has no home folder, as in many containers
         raise OSError(str(error)) from None
     return secure_cache.folder(path)

@@ -1,8 +1,8 @@
 """The step of a cell as Python source, made from its trace: one loop over all units for Numba.
 
-NumPy makes a pass over memory for every operation; the loop here makes one for all of them, in
-vector registers and without the interpreter. Its operations are those of the trace, so no formula
-stands here.
+NumPy makes a pass over memory for every operation. The loop here makes one pass for all operations,
+in vector registers and without the interpreter. Its operations are those of the trace, so this file
+has no formula.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from xlstm.engines.pointwise import Own, Pointwise, pointwise
 from xlstm.tracing.symbols import Symbols, trace
 from xlstm.tracing.writers import Python
 
-# Arguments of a step: where its numbers begin in arrays over all steps. No parameter of a cell has
-# such a name.
+# Arguments of a step: where its numbers begin in arrays over all steps. No parameter of a cell may
+# have such a name.
 PLACES = ("_zx", "_h", "_new_h", "_carry", "_new_carry", "_saved")
 
 
 class Kernel(NamedTuple):
-    """Compiled loops, and the arguments of their step: arrays, and then numbers."""
+    """Compiled loops, and the arguments of their step: first arrays, then numbers."""
 
     loops: ModuleType
     arrays: tuple[str, ...]
-    rows: tuple[int, ...]  # of each array
+    rows: tuple[int, ...]  # rows of each array
     numbers: tuple[str, ...]
 
 
@@ -35,23 +35,23 @@ class Kernels(NamedTuple):
     """The compiled loops of one cell and dtype."""
 
     step: Pointwise
-    vectors: tuple[str, ...]  # the arrays that a step takes besides products and states
+    vectors: tuple[str, ...]  # arrays of a step beside products and states
     forward: Kernel
-    lean: Kernel  # forward that keeps nothing
+    lean: Kernel  # forward pass that keeps nothing
     backward: Kernel
 
 
 @functools.cache
 def kernels(form: Any, dtype: str, own: Own, added: tuple[str, ...], shape: Any) -> Kernels | None:
-    """Return the loops of a cell for vectors of a shape, or None where there are none: it is not
-    element by element.
+    """Return the loops of a cell for vectors of a shape, or None if the cell is not element by
+    element.
 
-    The cell has this form; `own` has its own parameters and their rows, `added` the biases that
-    there are among b and bh.
+    `form` is the form of the cell, `own` has its own parameters and their rows, and `added` the
+    biases among b and bh.
     """
     step = pointwise(form, own, added)
-    # rows for `own_bwd` have no place in the loop
-    # nor has a gradient of h that the cell neither makes nor multiplies by weights
+    # the loop has no place for rows of `own_bwd`
+    # nor for a gradient of h that the cell neither computes nor multiplies by weights
     ends = step and not form.RECURRENT and "dh0" not in step.gradients
     if step is None or step.gradients["dz"] != len(form.GATES) or ends:
         return None
@@ -81,22 +81,22 @@ def kernel(
 ) -> Kernel:
     """Write a traced function as the source of a step, and return the loops around it.
 
-    The source has the step twice. `step` takes arrays, those of `given` first, and then numbers.
+    The source has the step twice. `step` takes arrays, first those in `given`, and then numbers.
     `step_at` takes a table with the address of each array and the length of its rows, and a float64
     array of the numbers. So it has the same arguments for all cells, and the loops that call it by
-    its address are compiled once.
+    its address are compiled only once.
 
     Parameters
     ----------
     dtype : {"float32", "float64"}
     function
-        `function(xp, **arrays) -> arrays by name`, element by element.
+        `function(xp, **arrays)` returns arrays by name, element by element.
     inputs : dict of str to (int or None)
-        Rows of its arrays, None for one without that axis.
+        Rows of its arrays, None for an array without that axis.
     given : tuple of str
         Names of the arrays that come first among the arguments of the step.
     loads, stores : dict of str to str
-        Where arrays that are read and written begin, an argument of the step.
+        For each array that is read or written, the argument of the step that says where it begins.
     numbers : names
         Inputs that are scalars, the same for all units.
     """

@@ -1,5 +1,6 @@
-"""Signals while Numba is imported or compiles, neither of which works again once an exception has
-cut it short.
+"""Hold signals back while Numba is imported or compiles, since an exception would break both.
+
+Neither works again in the process once an exception has cut it short.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Let handlers of signals wait until the end, as where one call of C lasts that long: each is
-    then called once.
+    """Let handlers of signals wait until the end of the context; each is then called once.
 
-    These are handlers in Python, which run in the main thread alone. A signal that ends the process
-    does so at once.
+    The same happens to them during one long call of C. Only handlers in Python wait, which run in
+    the main thread. A signal that ends the process ends it at once.
     """
     handlers: dict[int, Any] = {}
     received: dict[int, FrameType | None] = {}
@@ -35,7 +35,7 @@ def held() -> Iterator[None]:
         yield
     finally:
         late: BaseException | None = None
-        while handlers or received:  # whatever a handler raises meanwhile
+        while handlers or received:  # even if a handler raises meanwhile
             try:
                 for number, handler in handlers.items():
                     if signal.getsignal(number) is note:

@@ -1,8 +1,7 @@
-"""Numba: whether it is there and wanted, and the functions of `loops.py` compiled for a dtype and a
-cell.
+"""Decide whether to use Numba, and compile the functions of `loops.py` for a dtype and a cell.
 
-XLSTM_COMPILE=0 in the environment goes without Numba, XLSTM_COMPILE=1 insists on it; by default it
-is used where it is installed.
+By default Numba is used if it is installed. XLSTM_COMPILE=0 in the environment turns it off, and
+XLSTM_COMPILE=1 raises an error if it does not work.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from xlstm.engines.numba import deferred_signals, loops, maths, products
 VARIABLE = "XLSTM_COMPILE"
 PACKAGES = ("numba", "platformdirs")
 
-lock = threading.RLock()  # a signal handler may run a layer while one is compiled
+lock = threading.RLock()  # reentrant: a signal handler may run a layer while another is compiled
 
 
 def enabled() -> bool:
-    """Whether to compile: as XLSTM_COMPILE says, else where Numba works.
+    """Return whether to compile: as XLSTM_COMPILE says, or by default if Numba works.
 
     Raises
     ------
     ImportError, ValueError
-        XLSTM_COMPILE=1 and Numba does not work, or it is neither 0 nor 1.
+        XLSTM_COMPILE is 1 and Numba does not work, or XLSTM_COMPILE is neither 0 nor 1.
     """
     asked = checks.variable(VARIABLE, ("0", "1"))
     if asked == "0":
@@ -48,8 +47,8 @@ def enabled() -> bool:
 
 @functools.cache
 def failure() -> str | None:
-    """Import what compiling needs, once per process: None if it works, else what failed and how to
-    fix it.
+    """Import everything that compiling needs, once per process; return None, or what failed and how
+    to fix it.
     """
     try:
         with deferred_signals.held():
@@ -66,35 +65,35 @@ def failure() -> str | None:
 
 
 def functions(dtype: str, step: str) -> ModuleType:
-    """Return a module with the functions of `loops.py` for a dtype and a step, compiled when each
-    is called first.
+    """Return a module with the functions of `loops.py` for a dtype and a step, each compiled at its
+    first call.
 
     Parameters
     ----------
     dtype : {"float32", "float64"}
     step : str
-        The source of functions `step` and `step_at`, which may call F, the module math, and what
-        `formulas` has.
+        The source of functions `step` and `step_at`. They may call F, the module math, and the
+        functions in `formulas`.
     """
     with lock:
         return _functions(dtype, step, shape(dtype))
 
 
 def shape(dtype: str) -> Any:
-    """Return the vectors that code is compiled for, an `llvm.VectorShape`."""
+    """Return the vectors that code is compiled for, as an `llvm.VectorShape`."""
     from xlstm.engines.numba import llvm
 
     return llvm.shape(dtype)
 
 
 def shared(dtype: str) -> ModuleType:
-    """Return a module with the functions that do not depend on a step, for a dtype."""
+    """Return a module with the functions for a dtype that do not depend on a step."""
     with lock:
         return _shared(dtype, shape(dtype))
 
 
-# Functions of `products.py` and `loops.py` that make arrays, and those whose sums are in the order
-# that is quickest.
+# Functions of `products.py` and `loops.py` that make arrays, and those whose sums are in the
+# fastest order.
 COUNTED = ("room", "packed_in", "products_over_rows", "product_of_few_rows")
 SUMS = ("rows_times_vector",)
 FLAGS = {"contract", "nsz"}
@@ -140,10 +139,10 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
 
 @functools.cache
 def formulas() -> ModuleType:
-    """Return a module with exp, tanh and log1p, and F, which makes a number of a dtype, as traces
-    are written.
+    """Return a module with exp, tanh and log1p, and with F, which makes a number of a dtype.
 
-    Their names end with the bytes of a number: F4, tanh4 and so on, or F8.
+    The source of traces uses these names. They end with the bytes of a number: F4, tanh4 and so on,
+    or F8.
     """
     text = inspect.getsource(maths)
     names = dict[str, Any]()
@@ -163,11 +162,11 @@ def formulas() -> ModuleType:
 def new_module(
     text: str, names: Mapping[str, Any] = MappingProxyType({}), source: str = ""
 ) -> ModuleType:
-    """Return a module, which Numba looks for among the imported ones, with the functions of a
-    source, not yet compiled.
+    """Return a module with the functions of a source, not yet compiled; Numba finds it among the
+    imported modules.
 
-    It has other names and those that all have, and is named after all that its functions depend on:
-    a text, the source, and this file, which compiles them.
+    The module also has `names`, and names that all such modules have. Its own name depends on
+    everything that its functions depend on: a text, the source, and this file, which compiles them.
     """
     import math
 
@@ -200,15 +199,15 @@ def bind(
     counted: bool = False,
     inline: bool = False,
 ) -> None:
-    """Compile functions with the names of a module for their globals.
+    """Compile functions with the names of a module as their globals.
 
-    Functions that make arrays have to be `counted`: Numba counts the references to their arrays. It
-    does so in atomic operations around every call and every view, which took a fifth to a third of
-    the time of a small step.
+    Functions that make arrays must be `counted`, so that Numba counts the references to their
+    arrays. It does so with atomic operations around every call and every view, which took a fifth
+    to a third of the time of a small step.
 
-    Each caller's code has a copy of a function that is not put `inline`, rounded as LLVM arranged
-    that one, and a process runs the copy that it has loaded first: one where it compiles, another
-    where it finds the code in the cache.
+    Without `inline`, the code of each caller has its own copy of a function, rounded as LLVM
+    arranged that copy. A process runs the copy that it loads first. It can therefore be one copy in
+    a process that compiles, and another in a process that finds the code in the cache.
     """
     from xlstm.engines.numba.codecache import cached
 
@@ -229,7 +228,7 @@ def bind(
 
 
 def _after_fork() -> None:
-    """Make a new lock: another thread of the parent may have held the old one."""
+    """Make a new lock, because another thread of the parent may hold the old one."""
     global lock
     lock = threading.RLock()
 

@@ -1,9 +1,9 @@
-"""Instructions that Numba does not make of Python, written with llvmlite, which it brings, for all
-compiled code.
+"""Instructions that Numba cannot make from Python, written with llvmlite, on which Numba depends.
 
-They are the innermost loop of a matrix product, a tile of whose result is held in registers, as
-LLVM vectorises no loop by itself; calls by address; and pointers to numbers by their address and
-operations of threads that share an array, in one order for all of them (sequentially consistent).
+Three kinds are needed. The innermost loop of a matrix product holds a tile of the result in
+registers, since LLVM does not vectorise such a loop by itself. Functions are called by address. And
+threads that share an array need pointers to its numbers, and operations that all threads see in one
+order (sequentially consistent).
 """
 
 # llvmlite has no types.
@@ -26,9 +26,9 @@ from xlstm.arrays import checks
 VARIABLE = "XLSTM_VECTOR_BYTES"
 BYTES = ("16", "32", "64")
 ORDER = "seq_cst"
-# Rows of a tile, and the vectors of each row: as many as registers hold, and enough sums that none
-# waits for the last. AVX-512 and NEON have 32 registers, AVX2 has 16. Fewer rows than 12 are for
-# batches of few sequences.
+# Rows of a tile, and the vectors of each row: as many as registers hold, and enough sums that no
+# sum waits for the last one. AVX-512 and NEON have 32 registers, AVX2 has 16. Tiles of fewer rows
+# than 12 are for batches of few sequences.
 WIDE = ((1, 8), (2, 8), (4, 4), (8, 2), (12, 2))
 NARROW = ((1, 8), (2, 4), (4, 2), (6, 2))
 
@@ -42,13 +42,13 @@ class VectorShape(NamedTuple):
 
 @functools.cache
 def shape(dtype: str) -> VectorShape:
-    """Return the vectors of this processor for a dtype, or those that XLSTM_VECTOR_BYTES asks for;
-    it is read once.
+    """Return the vectors of this processor for a dtype, or those that XLSTM_VECTOR_BYTES sets,
+    which is read once.
 
     Raises
     ------
     ValueError
-        XLSTM_VECTOR_BYTES is not one of 16, 32 and 64.
+        XLSTM_VECTOR_BYTES is not 16, 32 or 64.
     """
     asked = checks.variable(VARIABLE, BYTES)
     features = binding.get_host_cpu_features()
@@ -63,9 +63,7 @@ def shape(dtype: str) -> VectorShape:
 
 
 def tiles(dtype: str, shape: VectorShape) -> dict[str, Any]:
-    """Return what `products.py` needs to know of the vectors of a processor, under its names
-    there.
-    """
+    """Return the names that `products.py` needs for the vectors of a processor."""
     most = shape.tiles[-1][0]
     names: dict[str, Any] = {
         "copy_turned": turner(shape.lanes),
@@ -77,7 +75,7 @@ def tiles(dtype: str, shape: VectorShape) -> dict[str, Any]:
         names[f"tile{rows}"] = tile(dtype, shape.lanes, rows, vectors)
         names[f"SLIVERS{rows}"] = vectors // 2
     names["tile"] = names[f"tile{most}"]
-    names.setdefault("tile8", names["tile"])  # less than MOST rows are left, here less than 8
+    names.setdefault("tile8", names["tile"])  # fewer than MOST rows are left, here fewer than 8
     return names
 
 
@@ -85,17 +83,17 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
     """Return a function for compiled code that computes a tile of a matrix product.
 
     The function is `tile(a, (at, row, pace, count), b, (q, ahead), out, (place, line, gate, width,
-    per), add)`. It sets, or adds to where `add` is true, for each row i and column j of the slivers
-    q, q + 1, ... of b:
+    per), add)`. For each row i and column j of the slivers q, q + 1, ... of b, it sets this number,
+    or adds to it if `add` is true:
 
         out[place + g * gate + i * line + j] = sum over k of a[at + i * row + k * pace] * b[sliver,
         k, column]
 
-    A sliver has two vectors of columns, and `per` slivers make the `width` columns of a gate g; the
-    last of them may be partly empty. All indices count numbers from the first one of an array. Rows
-    from `count` on, and slivers after the last one of b, are the last of them once more: they are
-    computed again instead of a tile of another size. Meanwhile as many numbers as half a sliver of
-    b has are prefetched, from `ahead` numbers past the start of this one.
+    A sliver has two vectors of columns. `per` slivers make the `width` columns of a gate g, and the
+    last of them may be partly empty. All indices count numbers from the first one of an array. If a
+    tile goes beyond the last row, `count`, or beyond the last sliver of b, it repeats the last one,
+    so that all tiles have one size. Meanwhile it prefetches half as many numbers as a sliver of b
+    has, from `ahead` numbers past the start of this sliver.
 
     Parameters
     ----------
@@ -114,8 +112,8 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
 
 
 def turner(count: int) -> Any:
-    """Return a function for compiled code that transposes `count` rows of as many numbers, a power
-    of two.
+    """Return a function for compiled code that transposes `count` rows of `count` numbers, where
+    `count` is a power of two.
 
     The function is `turn(a, at, lead, out, place, line)`: out[place + k line + j] = a[at + j lead +
     k].
@@ -130,8 +128,8 @@ def turner(count: int) -> Any:
 
 
 def _generate_turn(count, context, builder, signature, arguments):
-    """Write the instructions of `turner`: each round shuffles rows whose numbers differ in one bit
-    together.
+    """Write the instructions of `turner`: each round shuffles pairs of rows whose numbers differ in
+    one bit.
     """
     _, at, lead, _, place, line = arguments
     (source, size), (target, _) = (
@@ -162,9 +160,7 @@ def _generate_turn(count, context, builder, signature, arguments):
 
 
 def _numbers(context, builder, signature, arguments, k):
-    """Return the pointer to the numbers of the array that is argument k, and the bytes of a
-    number.
-    """
+    """Return the pointer to the numbers of the array in argument k, and the bytes of a number."""
     data = context.make_array(signature.args[k])(context, builder, arguments[k]).data
     return data, data.type.pointee.get_abi_alignment(context.target_data)
 
@@ -186,16 +182,16 @@ def _generate(dtype, lanes, rows, vectors, context, builder, signature, argument
     def least(x, y):
         return builder.select(builder.icmp_signed("<", x, y), x, y)
 
-    # Where rows of a and of the result begin, and slivers of b and of the result.
+    # Where the rows of a and of the result begin, and the slivers of b and of the result.
     last = builder.sub(count, _number(1))
     own = [least(_number(i), last) for i in range(rows)]
-    # Opaque, or LLVM computes each address from the one before, which takes units from the
+    # Opaque: else LLVM computes each address from the one before, which takes units from the
     # arithmetic.
     inputs = [_opaque(builder, builder.gep(a, [builder.add(at, times(i, row))])) for i in own]
     lines = [builder.add(place, times(i, line)) for i in own]
     weights = []
     columns = []
-    rests = []  # columns that there are from the first of a sliver on
+    rests = []  # number of columns from the first one of a sliver on
     for j in range(vectors // 2):
         index = least(builder.add(q, _number(j)), builder.sub(slivers, _number(1)))
         weights.append(builder.gep(b, [times(times(index, K), sliver)]))
@@ -224,16 +220,16 @@ def _generate(dtype, lanes, rows, vectors, context, builder, signature, argument
 
 
 def _sums(builder, vector, K, inputs, pace, weights, ahead):
-    """Write the loop over k; return where the sums of each row are, a vector each."""
+    """Write the loop over k; return where the sums of each row are, one place per vector."""
     lanes = vector.count
     size = _size(vector)
     zero = ir.Constant(vector, [0.0] * lanes)
-    # LLVM makes registers of them
+    # LLVM keeps them in registers
     sums = [[cgutils.alloca_once(builder, vector) for _ in range(2 * len(weights))] for _ in inputs]
     for row in sums:
         for room in row:
             builder.store(zero, room)
-    # two instructions where there is no such one
+    # it becomes two instructions if the processor lacks this one
     fma = _intrinsic(builder, f"fmuladd.v{lanes}f{8 * size}", vector, vector, vector, vector)
     i32 = ir.IntType(32)
     byte = ir.IntType(8).as_pointer()
@@ -258,8 +254,9 @@ def _sums(builder, vector, K, inputs, pace, weights, ahead):
 
 
 def _write(builder, add, sums, pointer, masks):
-    """Write the sums of a tile to where `pointer` says, or add them to what is there; a mask says
-    which numbers of a vector there are, and is None where all are.
+    """Write the sums of a tile to the places of `pointer`, or add them to the numbers there.
+
+    A mask says which numbers of a vector exist; it is None if all do.
     """
     rooms = [
         (room, pointer(i, v), masks[v]) for i, row in enumerate(sums) for v, room in enumerate(row)
@@ -288,7 +285,9 @@ def _write(builder, add, sums, pointer, masks):
 
 
 def _mask(builder, rest, start, lanes):
-    """Return which numbers of a vector there are, of the `rest` of a row from `start` on."""
+    """Return which numbers of a vector exist, if `rest` numbers of a row are left from `start`
+    on.
+    """
     places = ir.VectorType(ir.IntType(32), lanes)
     rest = builder.trunc(builder.sub(rest, _number(start)), places.element)
     every = ir.Constant(places, list(range(lanes)))
@@ -305,14 +304,14 @@ def _size(vector):
 
 
 def _intrinsic(builder, kind, returns, *inputs):
-    """Return a function that LLVM has."""
+    """Return an intrinsic function of LLVM."""
     function = ir.FunctionType(returns, inputs)
     return cgutils.get_or_insert_function(builder.module, function, f"llvm.{kind}")
 
 
 def address(function: Any, signature: Any) -> int:
-    """Return where the code of a compiled function lies, for arguments of given types; the function
-    must be kept.
+    """Return the address of the code of a compiled function for arguments of these types; keep the
+    function alive.
     """
     function.compile(signature)
     compiled = function.overloads[signature.args]
@@ -330,8 +329,8 @@ def product_type(dtype: str) -> Any:
 def call_product(context, where, a, rows, b, slivers, out, to, add):
     """Call `products.product` by its address.
 
-    If others called it by its name, Numba would compile it again in each of them, a second each
-    time.
+    If callers used its name, Numba would compile it again in each of them, which takes a second
+    each time.
     """
     return _call_by_address(product_type(str(a.dtype)))
 
@@ -353,15 +352,15 @@ def call_step(context, where, zx, h, new_h, carry, new_carry, saved, first, last
 
 @intrinsic
 def call_part(context, where, arguments, first, last):
-    """Call a function that takes the address of its arguments, as `team.py` makes it; return 1
-    where it failed.
+    """Call a function from `team.py`, which takes the address of its arguments; return 1 if it
+    failed.
     """
     return _call_by_address(types.void(*[types.int64] * 3), types.int64)
 
 
 def _call_by_address(signature, failed=types.void):
-    """Return what an intrinsic returns that calls the function at its first argument with all
-    others.
+    """Return an intrinsic's results: it calls the function at its first argument with all other
+    arguments.
 
     With an integer type for `failed`, the intrinsic returns whether the function raised an error.
     """
@@ -381,7 +380,7 @@ def _call_by_address(signature, failed=types.void):
 
 
 def _splat(builder, value, vector):
-    """Return a vector of one value."""
+    """Return a vector with one value in every lane."""
     nothing = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
     everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
@@ -389,7 +388,7 @@ def _splat(builder, value, vector):
 
 
 def _opaque(builder, value):
-    """Return a value of which LLVM does not know how it was computed."""
+    """Return a value in a form that hides from LLVM how it was computed."""
     return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
 
 
@@ -413,9 +412,7 @@ at_integer = pointer_to(types.int64, ir.IntType(64))
 
 @intrinsic
 def count_up(context, counts, index):
-    """Add 1 to counts[index] in one operation that no other thread comes between; return the number
-    before.
-    """
+    """Add 1 to counts[index] in one atomic operation, and return the number before."""
     return types.int64(counts, types.int64), _at(
         lambda builder, place: builder.atomic_rmw("add", place, _number(1), ORDER)
     )
@@ -423,7 +420,9 @@ def count_up(context, counts, index):
 
 @intrinsic
 def count_of(context, counts, index):
-    """Return counts[index]; what others wrote before they set it can be read afterwards."""
+    """Return counts[index]; everything that other threads wrote before they set it can be read
+    afterwards.
+    """
     return types.int64(counts, types.int64), _at(
         lambda builder, place: builder.load_atomic(place, ORDER, 8)
     )
@@ -431,8 +430,8 @@ def count_of(context, counts, index):
 
 @intrinsic
 def put(context, counts, index, value):
-    """Set counts[index]; whatever this thread wrote before can be read by those that see the new
-    number.
+    """Set counts[index]; threads that see the new number can read everything that this thread wrote
+    before.
     """
     signature = types.void(counts, types.int64, types.int64)
     return signature, _at(
@@ -442,7 +441,7 @@ def put(context, counts, index, value):
 
 @intrinsic
 def swap(context, counts, index, old, new):
-    """Set counts[index] to a number where it is `old`, in one operation, and return whether it
+    """Set counts[index] to `new` if it is `old`, in one atomic operation, and return whether it
     was.
     """
     signature = types.boolean(counts, types.int64, types.int64, types.int64)
@@ -452,7 +451,7 @@ def swap(context, counts, index, old, new):
 
 
 def _at(operate):
-    """Return what generates an operation on a place of an array, and on numbers."""
+    """Return a generator of code for an operation on a place of an array, and on numbers."""
 
     def generate(context, builder, signature, arguments):
         data, _ = _numbers(context, builder, signature, arguments, 0)
@@ -464,7 +463,7 @@ def _at(operate):
 
 @intrinsic
 def let_others_run(context):
-    """Give the core to another thread that waits for one, where the system has such a call."""
+    """Give the core to another thread that waits for one, if the system has such a call."""
 
     def generate(context, builder, signature, arguments):
         if hasattr(os, "sched_yield"):

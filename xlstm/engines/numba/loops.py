@@ -4,15 +4,15 @@
 They call the step of a cell, which is made from its trace, by its address, with a table of the
 addresses of its arrays.
 
-Arrays of a step are flat: n sequences of H units, one after the other, for each gate. Arrays over
-all steps have the rows of the packed batch one after the other; `starts` has the first row of each
-step, and the end.
+Arrays of a step are flat: for each gate, n sequences of H units, one after another. Arrays over all
+steps have the rows of the packed batch one after another. `starts` has the first row of each step,
+and the end.
 
-Every thread runs the whole loop. The work of a step has two parts, products and then the cell, and
-each of them is cut into pieces which threads take one by one (`take`), until none is left; then
-they wait until the last piece is done. So nobody waits for a thread that has not begun or that the
-system holds up, but for the piece that it has; and the bits of a result do not depend on who does a
-piece. Weights are packed as `products.py` says.
+Every thread runs the whole loop. A step has two parts, products and then the cell. Each part is cut
+into pieces. Threads take pieces one by one (`take`) until none is left, and then wait until the
+last piece is done. So no thread waits for a thread that has not begun or that the system holds up,
+except for a piece that it has taken. The bits of a result do not depend on which thread does a
+piece. Weights are packed as described in `products.py`.
 """
 
 from __future__ import annotations
@@ -23,30 +23,31 @@ import numpy as np
 
 F: Any = np.float32
 U: Any = np.uintp  # an unsigned index never counts from the end
-# Numba compiles a function for a literal number apart from that for other integers
+# Numba compiles a function for a literal number separately from other integers
 INT: Any = np.int64
 MOST = 12  # rows of the largest tile
-SLIVERS1 = 4  # slivers of the widest one
-UNITS = 1024  # of the cell in a piece
-COLUMNS = 32  # of a sliver
-ROWS = 48  # steps of one sequence whose products of x are made at once
-FEW = 4  # steps of one sequence from which on it pays to pack the weights
+SLIVERS1 = 4  # slivers of the widest tile
+UNITS = 1024  # units of the cell in a piece
+COLUMNS = 32  # columns of a sliver
+ROWS = 48  # steps of one sequence whose products with x are computed at once
+FEW = 4  # least steps of one sequence for which packing the weights pays
 
 
 stand_in: Any = None
 rows_times_vector = pack = room = stand_in  # of `products.py`
 call_product = count_up = count_of = let_others_run = stand_in  # of `llvm.py`
 # The step of a cell, for its units from `first` to `last`: `step(zx, h, new_h, carry, new_carry,
-# saved, first, last, *arrays)`. In their arrays the products of x begin at `zx`, h before and after
-# the step at `h` and `new_h`, the other states at `carry` and `new_carry`, and what is saved at
-# `saved`. `call_step` calls it by its address, with a table of the arrays and with the numbers.
+# saved, first, last, *arrays)`. The numbers say where values begin in their arrays: `zx` the
+# products with x, `h` and `new_h` the h before and after the step, `carry` and `new_carry` the
+# other states, `saved` the saved values. `call_step` calls it by address, with a table of the
+# arrays and the numbers.
 step = call_step = stand_in
 
 
 def take(counts: Any, at: int, k: int, size: int, pieces: int) -> int:
-    """Return a piece that nobody has taken, or -1: thread k of `size` begins with its own share.
+    """Return a piece that no thread has taken, or -1; thread k of `size` begins with its own share.
 
-    A share is the same at every step, so that weights stay in the cache of a core.
+    The share is the same at every step, so that weights stay in the cache of a core.
     """
     if size == 1:  # the same two numbers for every part
         piece: int = counts[0]
@@ -61,7 +62,9 @@ def take(counts: Any, at: int, k: int, size: int, pieces: int) -> int:
 
 
 def wait(counts: Any, at: int, size: int, pieces: int) -> None:
-    """Wait until all pieces are done, of which `counts` has the number after those of `take`."""
+    """Wait until all pieces are done; `counts` has the number of done pieces after the numbers of
+    `take`.
+    """
     while size > 1 and count_of(counts, at + size) < pieces:
         let_others_run()
 
@@ -69,10 +72,10 @@ def wait(counts: Any, at: int, size: int, pieces: int) -> None:
 def pack_together(
     W: Any, turned: bool, far: int, width: int, packed: Any, k: int, size: int, counts: Any
 ) -> None:
-    """Pack matrices as thread k of `size`, which share the work; rows or columns of a matrix follow
-    each other.
+    """Pack matrices as thread k of `size` threads, which share the work; rows or columns of a
+    matrix are contiguous.
 
-    `counts` is that of the last parts of a loop, one for each array that is packed.
+    `counts` are those of the last parts of a loop, one for each packed array.
     """
     flat = W.reshape(W.size)
     lead = W.shape[-1]
@@ -98,10 +101,10 @@ def pack_together(
 
 
 def cut(n: int, slivers: int, heads: int, size: int) -> tuple[int, int, int]:
-    """Return the slivers and the rows of a piece of a product with n rows, and the number of pieces
-    of a head.
+    """Return the slivers and the rows of a piece of a product with n rows, and the pieces of a
+    head.
 
-    A piece has whole tiles, and all rows unless there would be too few pieces for all threads.
+    A piece has whole tiles. It has all rows, unless there would be too few pieces for all threads.
     """
     if slivers == 0:  # there are no weights
         return INT(1), INT(1), INT(0)
@@ -117,10 +120,11 @@ def cut(n: int, slivers: int, heads: int, size: int) -> tuple[int, int, int]:
 def product_piece(
     where: int, piece: int, cuts: Any, rows: Any, n: int, b: Any, out: Any, add: bool
 ) -> None:
-    """Do a piece of a product of n rows, as `product` in `products.py`, whose address is `where`.
+    """Compute a piece of a product of n rows, like `product` in `products.py`, whose address is
+    `where`.
 
-    `cuts` has the slivers and the rows of a piece; `rows` the array a, where its rows begin, and
-    how far they are apart; and `out` the array, place, line, gate and width of the result.
+    `cuts` has the slivers and the rows of a piece. `rows` has the array a, where its rows begin,
+    and their distance. `out` has the array, place, line, gate and width of the result.
     """
     group, height = cuts
     a, at, row = rows
@@ -151,20 +155,20 @@ def forward(
     Parameters
     ----------
     step : tuple
-        The addresses of `products.product` and of the step of the cell, and the table and the
-        numbers that the latter takes, as `codegen.kernel` says.
+        The addresses of `products.product` and of the step of the cell, then the table and the
+        numbers for the step, as in `codegen.kernel`.
     team : tuple
-        The number of this thread among so many, and the counts that they share.
+        The number of this thread, the number of threads, and the counts that they share.
     arrays : tuple
-        x; hs, which has h of the sequences of the first step, and then takes that after every step;
-        starts; and room for the products of x, (G, rows * H) for as many steps as that holds, and
-        of h.
+        x; hs, which has h of the sequences at the first step, followed by room for h after every
+        step; starts; room for the products with x, (G, rows * H), for as many steps as fit; and
+        room for the products with h.
     weights : tuple
-        Vx (1, G, H, D) and V (heads, G, K, K), and room for them packed, Wx (slivers, D, columns)
-        and Wh (heads, slivers, K, columns). Without weights of x, x has the products already.
+        Vx (1, G, H, D) and V (heads, G, K, K), and room for them packed: Wx (slivers, D, columns)
+        and Wh (heads, slivers, K, columns). Without weights of x, x already has the products.
     lean : bool
-        The states but h have two places, of which a step reads one and writes the other: with one
-        place a step would overwrite what it reads, and LLVM would make no vectors.
+        The states except h have two places each: a step reads one and writes the other. With one
+        place, a step would overwrite its input, and LLVM would not make vectors.
     """
     where, cell, table, numbers = step
     k, size, counts = team
@@ -255,7 +259,7 @@ def forward(
 
 
 def forward_alone(where: int, x: Any, Wx: Any, Wh: Any, hs: Any, *arrays: Any) -> None:
-    """Run all steps of one sequence, with the weights as they are; `step` is put inline.
+    """Run all steps of one sequence, with unpacked weights; `step` is inlined.
 
     Parameters
     ----------
@@ -263,12 +267,12 @@ def forward_alone(where: int, x: Any, Wx: Any, Wh: Any, hs: Any, *arrays: Any) -
         The address of `products.product`.
     x : array (T, D)
     Wx, Wh : arrays (R, D), (R, H)
-        Those of a few steps are not packed. Wh is (R, 0) without a product of h.
+        The weights, which are not packed for a few steps. Wh is (R, 0) without a product with h.
     hs : array (T + 1, H)
-        h before the first step, and room for that after every step.
+        h before the first step, and room for h after every step.
     arrays
-        The other states, each (2 H,), of which a step reads one half and writes the other; then the
-        other arguments of `step`.
+        The other states, each (2 H,): a step reads one half and writes the other. Then the other
+        arguments of `step`.
     """
     T, D = x.shape
     H = hs.shape[1]
@@ -312,22 +316,23 @@ def forward_alone(where: int, x: Any, Wx: Any, Wh: Any, hs: Any, *arrays: Any) -
 def backward(
     step: Any, team: Any, arrays: Any, weights: Any, direct: bool, first: int, last: int
 ) -> None:
-    """Differentiate all steps of the sequences from `first` to `last`.
+    """Compute the gradients of all steps of the sequences from `first` to `last`.
 
     Parameters
     ----------
     step, team
-        As of `forward`.
+        As for `forward`.
     arrays : tuple
-        dy, which may be empty; starts; dZ for the gradients of the products of x; dQ for those of
-        the products of h, or empty where these are the same; room for both of one step; and dh, the
-        gradient of the final h, which becomes that of the initial one, as those of the other states
-        do.
+        dy, which may be empty; starts; dZ for the gradients with respect to the products with x; dQ
+        for those with respect to the products with h, or empty if these are the same; room for both
+        at one step; and dh. At first dh is the gradient with respect to the final h, and at the end
+        with respect to the initial h; so are the gradients of the other states.
     weights : tuple
-        V, the weights of h, and Wh (heads, parts, ...), room for them, for products with the
-        gradients of all gates, or with those of one after the other where there are several heads.
+        V, the weights of h, and Wh (heads, parts, ...), room for them packed. With one head, a
+        product takes the gradients of all gates at once; with several heads, those of one gate
+        after another.
     direct : bool
-        The cell has a gradient of h before the step, which it writes to dh.
+        Whether the cell has its own gradient of h before the step, which it writes to dh.
     """
     where, cell, table, numbers = step
     k, size, counts = team
@@ -391,7 +396,9 @@ def backward(
 
 
 def add(rows: Any, at: int, to: Any, first: int, last: int) -> None:
-    """Add numbers of rows, from the place `at` on, to those of an array from `first` to `last`."""
+    """Add numbers of rows, beginning at the place `at`, to the numbers of an array from `first` to
+    `last`.
+    """
     flat = rows.reshape(rows.size)
     at = U(at)
     for i in range(U(first), U(last)):
@@ -399,7 +406,9 @@ def add(rows: Any, at: int, to: Any, first: int, last: int) -> None:
 
 
 def to_rows(units: Any, rows: Any, at: int, column: int, H: int, first: int, last: int) -> None:
-    """Copy the units from `first` to `last`, H to a row, to rows from `at` on, from a column on."""
+    """Copy the units from `first` to `last`, H per row, to `rows` beginning at row `at` and at a
+    column.
+    """
     i = first
     while i < last:
         s = i // H

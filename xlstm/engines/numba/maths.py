@@ -1,7 +1,6 @@
-"""tanh, exp and log1p in arithmetic alone, so that LLVM makes vectors of them: libm's functions
-make none.
+"""tanh, exp and log1p from arithmetic alone, which LLVM can vectorise, unlike calls of libm.
 
-These functions are compiled by `jit.functions`, which binds the names below to a dtype's own.
+`jit.functions` compiles these functions, and binds the names below for a dtype.
 """
 
 # Numba finds the types of these functions.
@@ -39,11 +38,11 @@ NUMBERS: dict[str, Any] = {
 
 
 def constants(dtype: str) -> dict[str, Any]:
-    """Return what the functions here need to know of a dtype.
+    """Return the constants that the functions here need for a dtype.
 
-    MANTISSA is the number of bits of the mantissa, BIAS that of the exponent, tanh(LIMIT) is 1,
-    exp(x) is neither 0 nor infinite from LOWEST to HIGHEST, HIGH + LOW is ln 2, and MIDDLE are the
-    bits of sqrt(1/2).
+    MANTISSA is the number of bits of the mantissa, and BIAS the bias of the exponent. tanh(LIMIT)
+    is 1, and exp(x) is neither 0 nor infinite from LOWEST to HIGHEST. HIGH + LOW is ln 2, and
+    MIDDLE are the bits of sqrt(1/2).
     """
     real, integer, mantissa, bias, numbers = NUMBERS[dtype]
     names = ("HIGH", "LOW", "LIMIT", "LOWEST", "HIGHEST")
@@ -109,8 +108,8 @@ def tanh(x):
 
 
 def exp(x):
-    """Return 2^k (1 + p(r)) with x = k ln 2 + r; 2^k is made of two factors, for one has too few
-    exponents.
+    """Return 2^k (1 + p(r)) with x = k ln 2 + r; 2^k is a product of two factors, since one has too
+    small a range of exponents.
     """
     a = HIGHEST if x > HIGHEST else x
     a = LOWEST if a < LOWEST else a
@@ -126,8 +125,8 @@ def log1p(x):
     """Return k ln 2 + log(1 + f) with 1 + x = 2^k (1 + f), and log(1 + f) = 2 atanh(s) with s = f /
     (2 + f).
 
-    The part of x that is lost in 1 + x is added at last. As libm has it, log1p(-1) is -inf, and
-    below there is NaN.
+    The part of x that 1 + x loses is added last. As in libm, log1p(-1) is -inf, and log1p(x) is NaN
+    below.
     """
     u = F(1) + x
     lost = (x - (u - F(1))) / u

@@ -1,6 +1,4 @@
-"""The engine for NumPy arrays: the time loop of a cell, compiled; how threads share a pass, and
-what it keeps.
-"""
+"""The engine for NumPy arrays: it runs the compiled time loop of a cell, on several threads."""
 
 from __future__ import annotations
 
@@ -28,36 +26,36 @@ from xlstm.engines.numba.packed_products import (
 from xlstm.engines.numba.team import address, run_parallel
 from xlstm.engines.tape import Gradients, SegmentTape, Tape, Widths, segments, starts_of, with_idle
 
-# Rows of x whose products are made at once: of several steps, where a step has few.
+# Rows of x whose products are computed at once, from several steps if a step has few rows.
 ROWS = 48
-# A thread has at least so many multiplications at a step, some 2 us, beside which waiting for the
-# others is little.
+# Least multiplications of a thread at a step, some 2 us, so that waiting for other threads is
+# little.
 STEP = 1 << 17
-# Up to so many weights the threads share the batch, at least COLUMNS sequences each: weights stay
-# in the cache of a core, and nothing goes from one to another. With more of them they share the
+# Up to this many weights, threads share the batch, at least COLUMNS sequences each: weights stay in
+# the cache of a core, and nothing passes between cores. With more weights, threads share the
 # products of each step.
 NEAR = 1 << 20
 COLUMNS = 8
-# Multiplications of a pass from which on threads share it: to wake one costs as much as some
+# Least multiplications of a pass for threads to share it: to wake a thread costs as much as some
 # millions.
 LARGE = 10**7
-LINE = 8  # numbers of a cache line: threads that count in one wait for each other
-# Up to so many recurrent weights a step of one sequence runs in a compiled call; BLAS has the
-# products of a larger one on all cores.
+LINE = 8  # numbers of a cache line: threads that count in the same line wait for each other
+# Up to this many recurrent weights, a step of one sequence is one compiled call. For more, BLAS
+# runs the products on all cores.
 SMALL = 10**6
 
 
 class Numba:
-    """Runs loops that Numba compiled from a cell's trace."""
+    """Run loops that Numba compiles from a cell's trace."""
 
     name = "numba"
 
     def __reduce__(self) -> str:
-        """Copy and pickle it as the one there is."""
+        """Copy and pickle the engine as its only instance."""
         return "NUMBA"
 
     def refuses(self, step: Step, widths: Widths) -> str:
-        """Return why it cannot run a step, or ""."""
+        """Return why the engine cannot run a step, or ""."""
         if step.xp is not np:
             return "it runs NumPy arrays"
         if not jit.enabled():
@@ -79,15 +77,15 @@ class Numba:
             return y, [y[-1:].T.copy(), *[s.T for s in end]], None
         tape = NumbaTape(self, step, widths, x, state[0])
         end = with_idle(np, tape.forward(state, keep), state, tape.first)
-        if keep == "nothing":  # h is a part of y
+        if keep == "nothing":  # h is a view of y
             return tape.y, [end[0].copy(), *end[1:]], None
         return tape.y, end, tape
 
     def stream(self, step: Step) -> Stream:
         """Return a function that runs single steps; see `Engine`.
 
-        A step of several sequences, or of a large layer, is little but products, which BLAS computes
-        on all cores for the reference.
+        A step of several sequences, or of a large layer, is little more than products. The
+        reference engine runs these with BLAS on all cores.
         """
         small = not step.heads and "Wx" in step.w and step.Wh.size <= SMALL
         reference = ARRAY_API.stream(step)
@@ -96,7 +94,7 @@ class Numba:
     def backward(
         self, tape: Any, dy: Array | None, dstate: Sequence[Array]
     ) -> tuple[Gradients, list[Array]]:
-        """Differentiate all steps; see `Engine`."""
+        """Compute the gradients of all steps; see `Engine`."""
         gradients, start = tape.backward(dy, dstate)
         return gradients, with_idle(np, start, dstate, tape.first)
 
@@ -104,15 +102,15 @@ class Numba:
 class OneSequence:
     """The compiled passes of one sequence through a layer in one direction, which keep nothing.
 
-    A small step takes as long as some twenty calls of Python functions around it. So what does not
-    depend on the arrays is looked up once: the order of their arguments, and their shapes.
+    A small step takes as long as some twenty calls of Python functions around it. So everything
+    that does not depend on the arrays is looked up once: the order of arguments, and shapes.
 
     Parameters
     ----------
     step : Step
-        A step that Numba does not refuse, whose weights are those of x and of one head.
+        A step that Numba does not refuse, with weights of x and one head.
     reference : function, optional
-        It runs single steps of other numbers of sequences.
+        Runs single steps of several sequences.
     """
 
     def __init__(self, step: Step, reference: Stream | None = None) -> None:
@@ -130,7 +128,7 @@ class OneSequence:
         self.numbers = [step.cell.numbers[name] for name in compiled.lean.numbers]
 
     def step(self, w: Params, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
-        """Run a single step, as `Engine.stream` says."""
+        """Run a single step, as in `Engine.stream`."""
         if x.shape[0] != 1 and self.reference is not None:
             return self.reference(w, x, state)
         after = self.run(w, x, state)
@@ -151,7 +149,7 @@ class OneSequence:
         H = self.H
         hs = np.empty((T + 1, H), x.dtype)
         hs[0] = state[0]
-        rooms = []  # each has a state before a step and one after it, in turn
+        rooms = []  # each holds a state before a step and after it, in turn
         for before in state[1:]:
             rooms.append(room := np.empty(2 * H, x.dtype))
             room[:H] = before
@@ -164,13 +162,13 @@ class OneSequence:
 
 
 class NumbaTape(Tape):
-    """A pass over one layer and direction: it makes the arrays, runs the loops, and keeps what they
-    wrote.
+    """A pass over one layer and direction: it makes the arrays, runs the loops, and keeps the
+    results.
 
     Attributes
     ----------
     carry : dict of str to array (n + N, H)
-        The states but h, in rows as `hs` has them; none are kept of inference.
+        The states except h, in rows like those of `hs`; inference keeps none.
     saved : dict of str to array (rows, N, H) or (N, H)
         Arrays that the cell saved.
     shares : (int, int)
@@ -187,12 +185,12 @@ class NumbaTape(Tape):
 
     @property
     def kernels(self) -> Kernels:
-        """The compiled loops of the cell, which a copy looks up again."""
+        """The compiled loops of the cell; a copy of the tape looks them up again."""
         compiled: Kernels = kernels(self.step)
         return compiled
 
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
-        """Run all steps; return the state of each sequence of the first step at its own end."""
+        """Run all steps; return the final state of each sequence, at its own end."""
         step = self.step
         lean = keep == "nothing"
         compiled = self.kernels
@@ -231,8 +229,8 @@ class NumbaTape(Tape):
         return after
 
     def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
-        """Differentiate all steps; return the gradients of every step, and those of the initial
-        state.
+        """Compute the gradients of all steps; return those of every step, and those with respect to
+        the initial state.
         """
         step = self.step
         first = self.first
@@ -268,9 +266,9 @@ class NumbaTape(Tape):
         weights: Any,
         flag: bool,
     ) -> None:
-        """Run a loop on as many threads as its steps are worth; `named` has the arrays of the step.
+        """Run a loop on as many threads as its steps are worth.
 
-        `weights` has those of each part of the batch.
+        `named` has the arrays of the step, and `weights` those of each part of the batch.
         """
         steps = self.starts.size - 1
         first = self.first
@@ -284,12 +282,12 @@ class NumbaTape(Tape):
         table = address_table([named[name] for name in kernel.arrays], kernel.rows)
         numbers = np.array([self.step.cell.numbers[name] for name in kernel.numbers], np.float64)
         step = kernel.loops.PRODUCT, kernel.loops.step_address(), table, numbers
-        # One thread needs no calls that divide the work, which take as long as a small pass.
+        # A single thread skips the calls that divide the work, which take as long as a small pass.
         if parts == size == 1:
             loop(step, (0, 1, np.zeros(2, np.int64)), arrays, weights[0], flag, 0, first)
             return
-        # Counts of both parts of every step, and of the packing of two arrays; a thread alone has
-        # no others to count.
+        # Counts for both parts of every step, and for packing two arrays; a single thread counts no
+        # others.
         room = 2 if size == 1 else 2 * (steps + 1) * -(-(size + 1) // LINE) * LINE
         pieces = []
         for packed, span in zip(weights, spans(self.widths, parts), strict=False):
@@ -304,9 +302,7 @@ class NumbaTape(Tape):
 
     @property
     def segments(self) -> list[SegmentTape]:
-        """The kept values by segments; those of the cell are made again where they were not
-        kept.
-        """
+        """The kept values by segments; values of the cell that were not kept are computed again."""
         first = self.first
         H = self.step.H
         saved = self._whole()
@@ -327,7 +323,7 @@ class NumbaTape(Tape):
         return tapes
 
     def _whole(self) -> dict[str, Array]:
-        """Return what the cell saved, from one more pass where it was not kept."""
+        """Return the cell's saved values, from another pass if they were not kept."""
         if self.saved or not self.kernels.step.saved:
             return self.saved
         again = copy.copy(self)
@@ -339,13 +335,13 @@ class NumbaTape(Tape):
 
 
 def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
-    """Return into how many parts threads divide the batch of a layer with so many recurrent
-    weights.
+    """Return the number of parts into which threads divide the batch, and the number of threads
+    that share each step.
 
-    The second number is that of the threads which share each step, where they do not divide the
+    `weights` is the number of recurrent weights. Threads share steps only if they do not divide the
     batch.
     """
-    cores.given()  # raises an error of the setting, however small the work is
+    cores.given()  # raises if the setting is wrong, however small the work is
     work = weights * sequences
     if work * steps <= LARGE:
         return 1, 1
@@ -355,9 +351,7 @@ def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
 
 
 def spans(widths: Widths, parts: int) -> list[tuple[int, int]]:
-    """Divide the sequences into at most `parts` ranges of about equal work; return the first and
-    the end of each.
-    """
+    """Return the first and the end of at most `parts` ranges of sequences with about equal work."""
     steps = np.zeros(widths[0][1], dtype=np.int64)  # of each sequence
     for k, n in widths:
         steps[:n] += k
@@ -367,12 +361,14 @@ def spans(widths: Widths, parts: int) -> list[tuple[int, int]]:
 
 
 def address_table(arrays: Sequence[Array], rows: Sequence[int]) -> Array:
-    """Return the table of a step, (arrays, 2): the address of each array, which must outlive it,
-    and a row's length.
+    """Return the table of a step (arrays, 2): the address of each array, and the length of its
+    rows.
+
+    The arrays must outlive the table.
     """
     table = np.empty((len(arrays), 2), np.int64)
     for k, (a, count) in enumerate(zip(arrays, rows, strict=True)):
-        try:  # as `address` does, whose calls are a fifth of those of a small pass
+        try:  # like `address`, inlined: calls of it are a fifth of all in a small pass
             table[k] = addressof(c_char.from_buffer(a)), a.size // count
         except (TypeError, ValueError):
             table[k] = address(a), a.size // count
@@ -380,7 +376,7 @@ def address_table(arrays: Sequence[Array], rows: Sequence[int]) -> Array:
 
 
 def kernels(step: Step) -> Any:
-    """Return the compiled loops of a step, or None where there are none."""
+    """Return the compiled loops of a step, or None if there are none."""
     dtype = DTYPES[step.Wh.dtype]
     form = step.cell.form
     return step.compiled or codegen.kernels(

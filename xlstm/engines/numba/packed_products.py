@@ -1,6 +1,4 @@
-"""Products of packed matrices: the weights of a pass, products over all steps, and those outside of
-loops.
-"""
+"""Products of packed matrices: weights of a pass, products over all steps and outside loops."""
 
 from __future__ import annotations
 
@@ -18,26 +16,26 @@ from xlstm.engines.numba import jit
 from xlstm.engines.numba.team import Call, share
 
 DTYPES = {np.dtype(name): name for name in ("float32", "float64")}
-# rows of the second factor of a product for which rows of the first one stay in the cache of a core
+# rows of the right factor of a product, with which rows of the left one stay in the cache of a core
 DEEP = 1024
-FEW = 128  # rows of the left factor of a product up to which it is packed, and not the right one
-LINE = 64  # bytes of a cache line, with which packed weights begin, so that no vector lies in two
-# rows or columns below which a tile is mostly empty, and a product takes as long as one of so many
+FEW = 128  # most rows of a left factor that is packed in place of the right one
+LINE = 64  # bytes of a cache line; packed weights begin with one, so that no vector lies in two
+# rows or columns below which a tile is mostly empty: fewer take as long as this many
 NARROW = 8
 COPY = 32  # multiplications that take as long as to copy a number
 SMALL = 1 << 16  # multiplications below which NumPy's call costs less
-# Numbers of a matrix from which on tiles are quicker than BLAS though they are mostly empty, since
-# it comes from far memory; and the rows (or columns, where it is the right factor) below which BLAS
-# is quicker all the same.
+# From FAR numbers of a matrix on, tiles are faster than BLAS even if they are mostly empty, since
+# the matrix comes from far memory. With fewer than LONG rows (or columns, if it is the right
+# factor) BLAS is faster nevertheless.
 FAR = 1 << 18
 LONG = 512
 ROWS = 24
-SLIVERS = 4  # so many rows or slivers stay together where threads share them
+SLIVERS = 4  # rows or slivers that stay together when threads share them
 
 
 def for_states(step: Step, columns: int, parts: int) -> list[tuple[Array, ...]]:
-    """Return the weights of `loops.forward`, for each part of the batch; there may be no weights of
-    x, or no slivers of h.
+    """Return the weights of `loops.forward` for each part of the batch; weights of x, or slivers of
+    h, may be missing.
     """
     V = recurrent(step)
     x = step.w.get("Wx")
@@ -70,15 +68,15 @@ def recurrent(step: Step) -> Array:
 
 
 def aligned(dtype: np.dtype[Any], *shape: int) -> Array:
-    """Return an array with any contents, which begins with a cache line."""
+    """Return an array with arbitrary contents that begins with a cache line."""
     room = np.empty(math.prod(shape) * dtype.itemsize + LINE, np.uint8)
     return np.ndarray(shape, dtype, room, -addressof(c_char.from_buffer(room.data)) % LINE)
 
 
 def matmul(a: Array, b: Array) -> Array | None:
-    """Return a @ b of two matrices, or None where this is no work for compiled tiles.
+    """Return a @ b for two matrices, or None if compiled tiles do not pay.
 
-    BLAS's threads ask for work for 0.1 s after each product, on cores that whatever comes next
+    After each product, threads of BLAS look for more work for 0.1 s, on cores that the next work
     needs.
     """
     dtype = DTYPES.get(a.dtype)
@@ -108,10 +106,10 @@ def matmul(a: Array, b: Array) -> Array | None:
 
 
 def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
-    """Return a @ b of every pair.
+    """Return a @ b for every pair.
 
-    In each pair a is contiguous, or its transposed. Products with the same transposed a are
-    computed together.
+    In each pair, a is contiguous or the transpose of a contiguous matrix. Products with the same
+    transposed a are computed together.
     """
     outs: list[Array] = []
     calls: list[Call] = []
@@ -130,7 +128,7 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
             _, factors = together.setdefault(id(a), (a, []))
             factors.append((contiguous(b), out))
     for a, factors in together.values():
-        # Every part packs all of the right factors, so each thread has one.
+        # Every part packs all right factors, so each thread has only one part.
         bs, results = zip(*factors, strict=True)
         calls.append((a.shape[0], compiled.products_over_rows, (contiguous(a.T), bs, results), 0))
     share(calls, work)
@@ -138,12 +136,12 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
 
 
 def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
-    """Return the call of a product with contiguous a: b is packed by blocks of its rows, or a if it
-    is small.
+    """Return the call of a product with contiguous a, for which blocks of rows of b are packed, or
+    a if it is small.
     """
     turned = b.flags.f_contiguous and not b.flags.c_contiguous
     K, width = b.shape
-    least = -(-K // DEEP)  # equal blocks, of at most DEEP rows each unless K has no such divisor
+    least = -(-K // DEEP)  # equal blocks of at most DEEP rows, unless K has no such divisor
     blocks = 1 if least == 1 else next((n for n in range(least, 2 * least) if K % n == 0), 1)
     b = contiguous(b.T if turned else b)
     if a.shape[0] <= min(FEW, width) and turned:
@@ -157,8 +155,8 @@ def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
 
 
 def contiguous(a: Array) -> Array:
-    """Return an array as compiled loops take it, contiguous and not read-only: one compilation
-    serves all.
+    """Return an array that is contiguous and not read-only, so that one compilation serves all
+    arrays.
     """
     flags = a.flags
     return a if flags.c_contiguous and flags.writeable else np.array(a, order="C")

@@ -1,12 +1,12 @@
 """Matrix products for compiled loops, as plain Python that Numba compiles; `llvm.py` has the
 innermost loop.
 
-The factor on the right is packed: `slivers` of `columns` columns, two vectors of the processor,
-each with all its rows one after the other, (slivers, K, columns). Packed once, it serves all steps
-of a loop, where BLAS packs at every call. Sums run over k in order, so the bits of a result do not
-depend on how the work is divided.
+The right factor is packed into `slivers`, (slivers, K, columns). A sliver has two vectors of
+columns, and all its rows one after another. The factor is packed once for all steps of a loop,
+while BLAS packs at every call. Sums run over k in order, so the bits of a result do not depend on
+how the work is divided.
 
-`jit` binds the names below to a dtype's own functions.
+`jit` binds the names below to functions for a dtype.
 """
 
 # Numba finds the types of these functions.
@@ -20,31 +20,31 @@ import numpy as np
 
 F: Any = np.float32
 U: Any = np.uintp
-# Numba compiles a function for a literal number apart from that for other integers
+# Numba compiles a function for a literal number separately from other integers
 INT: Any = np.int64
 MOST = 12
 COLUMNS = 32
 LANES = 16  # rows of the largest tile, columns of a sliver, and numbers of a vector
-SLIVERS1 = SLIVERS2 = SLIVERS4 = 1  # slivers that a tile of so many rows takes
+SLIVERS1 = SLIVERS2 = SLIVERS4 = 1  # slivers of a tile with 1, 2 or 4 rows
 
-DEPTH = 256  # so many rows of both factors of `products_over_rows` stay in the cache
-PANELS = 40  # so many panels of the left one, and no more, stay in the cache of a core
+DEPTH = 256  # rows of both factors of `products_over_rows` that stay in the cache
+PANELS = 40  # most panels of the left factor that stay in the cache of a core
 BLOCK = 96  # rows of the left factor of `product_of_rows` that stay in the cache of a core
-TOGETHER = 16  # rows that are copied side by side: a processor foresees no more streams
+TOGETHER = 16  # rows that are copied side by side: processors prefetch no more streams
 LINE = 16  # numbers of a cache line, or of two
 
 
 stand_in: Any = None
-# of `llvm.py`: tile has MOST rows, the others as their names say
+# from `llvm.py`: tile has MOST rows, the others as many as their names say
 tile = tile1 = tile2 = tile4 = tile8 = stand_in
 copy_turned = call_product = stand_in
 
 
 def pack(W, start, turned, far, lead, width, packed, first, last):
-    """Pack matrices (K, width): the slivers from `first` to `last` of all of them.
+    """Pack the slivers from `first` to `last` of all matrices (K, width).
 
-    The first of them begins at W[start], the others `far` apart. Their rows are `lead` apart, or
-    their columns where they are `turned`.
+    The first matrix begins at W[start], and the others follow at a distance of `far`. Rows of a
+    matrix are `lead` apart; if it is `turned`, its columns are.
     """
     K = packed.shape[1]
     per = (width + COLUMNS - 1) // COLUMNS
@@ -60,7 +60,7 @@ def pack(W, start, turned, far, lead, width, packed, first, last):
 
 
 def packed_in(place, W, start, turned, lead, width, K):
-    """Return a matrix, which lies as `pack` says, packed in a room."""
+    """Return a matrix, which lies as in `pack`, packed in a given room."""
     slivers = (width + COLUMNS - 1) // COLUMNS
     packed = place[: slivers * K * COLUMNS].reshape(slivers, K, COLUMNS)
     pack(W, start, turned, INT(0), lead, width, packed, INT(0), slivers)
@@ -68,10 +68,11 @@ def packed_in(place, W, start, turned, lead, width, K):
 
 
 def pack_rows(W, at, lead, width, K, first, last, packed, to):
-    """Copy the slivers from `first` to `last` of a matrix (K, width) to those of `packed` from `to`
-    on.
+    """Copy the slivers from `first` to `last` of a matrix (K, width) to the slivers of `packed`
+    beginning at `to`.
 
-    Its numbers are W[at + k lead + j]. Each sliver has K rows, and zeros after the last column.
+    The numbers of the matrix are W[at + k lead + j]. Each sliver has K rows, and zeros after the
+    last column.
     """
     whole = min(last, width // COLUMNS)
     for row in range(0, K, TOGETHER):
@@ -92,7 +93,7 @@ def pack_rows(W, at, lead, width, K, first, last, packed, to):
 
 
 def pack_columns(W, at, lead, width, K, first, last, packed, to):
-    """Do what `pack_rows` does for a matrix whose columns are contiguous: its numbers are W[at + j
+    """Do the same as `pack_rows` for a matrix with contiguous columns: its numbers are W[at + j
     lead + k].
     """
     flat = packed.reshape(packed.size)
@@ -106,7 +107,7 @@ def pack_columns(W, at, lead, width, K, first, last, packed, to):
 
 
 def turn(rows, at, lead, height, width, to, place, line):
-    """Copy a matrix (height, width), its rows `lead` apart, to its transposed, whose rows are
+    """Copy the transpose of a matrix (height, width), with rows `lead` apart, to rows that are
     `line` apart.
     """
     high = height // LANES * LANES
@@ -120,16 +121,18 @@ def turn(rows, at, lead, height, width, to, place, line):
 
 
 def product(a, rows, b, slivers, out, to, add):
-    """Multiply n rows by slivers from `first` to `stop` of packed matrices, one for each gate g, of
-    `width` columns:
+    """Multiply n rows by the slivers from `first` to `stop` of packed matrices.
+
+    There is a matrix of `width` columns for each gate g:
 
         out[place + g gate + i line + j] = sum over k of a[at + i row + k pace] * b[k, g, j]
 
-    or add this to it. Here `rows` is (at, row, pace, n), `slivers` is (first, stop), and `to` is
-    (place, line, gate, width). Indices count numbers from the first of an array. Each sliver comes
-    from far memory once, for all rows, and the next one is asked for meanwhile. `first`, and `stop`
-    where it is not the end of b, is a multiple of the number of slivers that the tile of the
-    remaining n % MOST rows takes (`loops.cut` sees to it).
+    or, with `add`, the sum is added to `out`. `rows` is (at, row, pace, n), `slivers` is (first,
+    stop), and `to` is (place, line, gate, width). Indices count numbers from the first one of an
+    array. Each sliver comes from far memory only once, for all rows, and the next sliver is
+    prefetched meanwhile. The tile of the remaining n % MOST rows takes several slivers: `first`
+    must be a multiple of their number, and so must `stop` unless it is the end of b. `loops.cut`
+    ensures this.
     """
     at, row, pace, n = rows
     first, stop = slivers
@@ -142,7 +145,7 @@ def product(a, rows, b, slivers, out, to, add):
     end = place + whole * line
     rest = (last, row, pace, left)
     to_rest = (end, line, gate, width, per)
-    slivers_at_once = 1  # that the tile of the rest takes
+    slivers_at_once = 1  # slivers of the tile for the remaining rows
     if left == 1:
         slivers_at_once = SLIVERS1
     elif left == 2:
@@ -161,7 +164,7 @@ def product(a, rows, b, slivers, out, to, add):
                 (place + i * line, line, gate, width, per),
                 add,
             )
-        # The tiles of few rows take several slivers, when the last of these is reached.
+        # Tiles of few rows take several slivers, once the last of these is reached.
         if left == 0 or (q + 1 < stop and (q + 1) % slivers_at_once):
             continue
         begin = (q - q % slivers_at_once, ahead)
@@ -178,9 +181,9 @@ def product(a, rows, b, slivers, out, to, add):
 
 
 def product_of_rows(where, a, b, out, first, last):
-    """Set the rows from `first` to `last` of out (n, width) = a (n, K) @ b.
+    """Set the rows from `first` to `last` of out (n, width) to a (n, K) @ b.
 
-    b is packed by equal blocks of its rows, (blocks, slivers, rows, columns). `where` is the
+    b is packed in equal blocks of its rows, (blocks, slivers, rows, columns). `where` is the
     address of `product`.
     """
     K, width = (a.shape[1], out.shape[1])
@@ -205,12 +208,12 @@ def product_of_rows(where, a, b, out, first, last):
 
 
 def product_of_few_rows(where, W, a, blocks, out, first, last):
-    """Set the columns from `first` to `last` of out (n, width) = a (n, K) @ W^T, for few rows and a
-    large W (width, K).
+    """Set the columns from `first` to `last` of out (n, width) to a (n, K) @ W^T, for few rows and
+    a large W (width, K).
 
-    W is the left factor of the transposed product, as it lies: it comes from far memory, and packed
-    it would go there and come back. Every part packs a^T, by equal blocks of its rows. `where` is
-    the address of `product`.
+    W is the left factor of the transposed product, and is not packed: it comes from far memory, and
+    a packed copy would go there and come back. Every part packs a^T, in equal blocks of its rows.
+    `where` is the address of `product`.
     """
     n, width = out.shape
     K = W.shape[1]
@@ -233,7 +236,7 @@ def product_of_few_rows(where, W, a, blocks, out, first, last):
 
 
 def products_over_rows(a, bs, outs, first, last):
-    """Set the rows from `first` to `last` of each out (M, width) = a^T b, from rows a (N, M) and b
+    """Set the rows from `first` to `last` of each out (M, width) to a^T b, from rows a (N, M) and b
     (N, width).
     """
     if first == last:
@@ -277,14 +280,16 @@ def products_over_rows(a, bs, outs, first, last):
 
 
 def room(size):
-    """Return room for numbers that begins with a cache line, so that no vector lies in two."""
+    """Return room for `size` numbers that begins with a cache line, so that no vector lies in two
+    lines.
+    """
     whole = np.empty(size + LINE, F)
     first = -np.int64(whole.ctypes.data) // whole.itemsize % LINE
     return whole[first : first + size]
 
 
 def vector_over_rows(a, b, out, first, last):
-    """Set the rows from `first` to `last` of out (M, 1) = a^T b, from rows a (N, M) and b (N,
+    """Set the rows from `first` to `last` of out (M, 1) to a^T b, from rows a (N, M) and b (N,
     1).
     """
     first = U(first)
@@ -297,9 +302,7 @@ def vector_over_rows(a, b, out, first, last):
 
 
 def pack_panels(a, start, K, first, last, panels):
-    """Copy K rows of the columns from `first` to `last` of a matrix, MOST columns to a panel (K,
-    MOST).
-    """
+    """Copy K rows of the columns from `first` to `last` of a matrix into panels (K, MOST)."""
     whole = (last - first) // MOST
     rest = (last - first) % MOST
     for row in range(0, K, TOGETHER):
@@ -315,7 +318,7 @@ def pack_panels(a, start, K, first, last, panels):
 
 
 def rows_times_vector(W, x, y):
-    """Set y = W @ x, four rows at a time; sums are in the order that is quickest."""
+    """Set y to W @ x, four rows at a time, with sums in the fastest order."""
     whole = U(y.shape[0] // 4 * 4)
     high = U(y.shape[0])
     wide = U(x.shape[0])

@@ -1,11 +1,10 @@
-"""Calls of compiled functions on several cores, with worker threads that begin within a microsecond
-while they wait.
+"""Call compiled functions on several cores, with worker threads that start within a microsecond.
 
-The interpreter can run in one thread alone. To hand it from one thread to the next takes some 100
-us where a thread has to be woken, as long as many a product takes. So functions, with their
-arguments in memory, are handed over by `work_queue`.
+Only one thread at a time can run the interpreter. Handing it to a thread that sleeps takes some 100
+us, as long as many products take. So `work_queue` hands over functions, with their arguments in
+memory, without the interpreter.
 
-Signal handlers may run layers and raise errors at any moment, so nothing here holds a lock. A fork
+Signal handlers may run layers and raise errors at any moment, so this file holds no lock. A fork
 needs no preparation: the child begins without workers.
 """
 
@@ -32,27 +31,27 @@ from xlstm.arrays import cores
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import jit, work_queue
 
-PIECES = 8  # of a job, for each thread, so that all end at about the same time
-WORTH = 1 << 21  # multiplications that a piece is worth, 20 us
-# multiplications from which on a job is shared, 40 us: a worker that sleeps costs 5 us to wake
+PIECES = 8  # pieces of a job per thread, so that all threads end at about the same time
+WORTH = 1 << 21  # least multiplications of a piece, 20 us
+# least multiplications of a shared job, 40 us: a sleeping worker takes 5 us to wake
 LARGE = 1 << 22
 
-# The numbers that threads share work by (`work_queue.py`), in cache lines of their own. They are
-# never given back: a worker may look at them until the process ends.
+# The numbers by which threads share work (`work_queue.py`), in cache lines of their own. They are
+# never freed: a worker may look at them until the process ends.
 queue = np.zeros(40, np.int64)
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(queue))
 
-# The number n of what a call does, its compiled function, which is called as `function(*arguments,
-# first, last)`, the arguments (numbers, contiguous arrays, and tuples of them), and how many of the
-# n stay together, or 0 for a part a thread.
+# A call: the number n of its items; its compiled function, called as `function(*arguments, first,
+# last)`; the arguments (numbers, contiguous arrays, and tuples of them); and how many of the n
+# items stay together, or 0 for one part per thread.
 Call = tuple[int, Callable[..., None], tuple[Any, ...], int]
-# Arguments, and then `first` and `last`. A function that takes the address of integers is given
-# them in an array.
+# Arguments, then `first` and `last`. A function that takes the address of integers gets these as an
+# array.
 Piece = tuple["tuple[Any, ...] | array.array[int]", int, int]
 
 
 def share(calls: Sequence[Call], work: int) -> None:
-    """Do calls on as many threads as so many multiplications are worth.
+    """Run calls on as many threads as `work` multiplications are worth.
 
     Raises
     ------
@@ -78,8 +77,7 @@ def share(calls: Sequence[Call], work: int) -> None:
 
 
 def run_parallel(jobs: Sequence[tuple[Callable[..., None], Sequence[Piece]]], size: int) -> None:
-    """Call compiled functions, each for several pieces of its work, on as many threads as `size`
-    says.
+    """Call compiled functions, each for several pieces of its work, on `size` threads.
 
     Raises
     ------
@@ -113,17 +111,19 @@ def run_parallel(jobs: Sequence[tuple[Callable[..., None], Sequence[Piece]]], si
 
 
 def address(numbers: Array) -> int:
-    """Return where the numbers of an array begin."""
+    """Return the address of the first number of an array."""
     try:
-        return addressof(c_char.from_buffer(numbers))  # in a fourth of the time of the other way
-    except (TypeError, ValueError):  # it is read-only, not contiguous, or empty
+        return addressof(c_char.from_buffer(numbers))  # four times as fast as the other way
+    except (TypeError, ValueError):  # the array is read-only, not contiguous, or empty
         return int(numbers.__array_interface__["data"][0])
 
 
 def _enter(arguments: tuple[Any, ...], numbers: list[int]) -> tuple[Any, ...]:
-    """Append what is needed to make arguments again from numbers, and return their kinds.
+    """Append to `numbers` everything from which arguments can be made again, and return their
+    kinds.
 
-    The kind of an array is its dtype and number of axes, that of a tuple the kinds within it.
+    The kind of an array is its dtype and number of axes; the kind of a tuple is the kinds of its
+    parts.
     """
     kinds: list[Any] = []
     for value in arguments:
@@ -142,7 +142,7 @@ def _enter(arguments: tuple[Any, ...], numbers: list[int]) -> tuple[Any, ...]:
 
 
 def _expression(kind: Any, places: Iterator[int]) -> str:
-    """Return the source that makes an argument again, from the next places of a table."""
+    """Return the source that makes an argument again from the next places of a table."""
     if isinstance(kind, tuple) and kind and isinstance(kind[0], np.dtype):
         dtype, axes = kind
         pointer = {"f4": "at4", "f8": "at8", "i8": "at_integer"}[dtype.str[1:]]
@@ -155,8 +155,8 @@ def _expression(kind: Any, places: Iterator[int]) -> str:
 
 @functools.cache
 def _entry(function: Any, kind: tuple[Any, ...]) -> int:
-    """Return the address of a function that takes the address of its arguments, and calls another
-    one with them.
+    """Return the address of a function that takes the address of its arguments, and calls
+    `function` with them.
     """
     places = itertools.count()
     arguments = "".join(_expression(part, places) + ", " for part in kind)
@@ -191,13 +191,13 @@ def _compiled() -> ModuleType:
     jit.bind(
         module, [f for f in vars(work_queue).values() if isinstance(f, FunctionType)], counted=True
     )
-    module.help_others(queue)  # compiled here, and not by a worker
+    module.help_others(queue)  # compiled here, not by a worker
     return module
 
 
 class Worker(threading.Thread):
-    """A daemon thread that helps with calls, and sleeps at a bell when there were none for a
-    while.
+    """A daemon thread that helps with calls; if there are none for a while, it sleeps until a bell
+    wakes it.
     """
 
     def __init__(self, help_others: Callable[..., None]) -> None:
@@ -211,7 +211,7 @@ class Worker(threading.Thread):
         while True:
             self.help_others(queue)
             self.asleep = True
-            self.help_others(queue)  # with the call of a thread that has just seen it awake
+            self.help_others(queue)  # a thread may just have seen this worker awake
             self.bell.get()
             self.asleep = False
 
@@ -220,12 +220,12 @@ workers: list[Worker] = []
 
 
 def employ(wanted: int, help_others: Callable[..., None]) -> int:
-    """Return the number of workers, which are awake: at most as many as are wanted, and one less
-    than there are cores.
+    """Return the number of awake workers: at most `wanted`, and at most one less than there are
+    cores.
 
-    They are started when they are needed first, and run a function of `work_queue.py` again and
-    again. An interrupt may leave one that is never asked again. When the process ends, threads
-    stand still and none can be started.
+    Workers start when they are first needed, and run a function of `work_queue.py` again and again.
+    An interrupt may leave a worker that is never used again. When the process ends, threads stop
+    and none can start.
     """
     if wanted <= 0 or sys.is_finalizing():
         return 0
@@ -235,7 +235,7 @@ def employ(wanted: int, help_others: Callable[..., None]) -> int:
             worker = Worker(help_others)
             worker.start()
             workers.append(worker)
-    except RuntimeError:  # there can be no more threads
+    except RuntimeError:  # no more threads can start
         wanted = len(workers)
     for worker in workers[:wanted]:
         if worker.asleep:
@@ -244,7 +244,7 @@ def employ(wanted: int, help_others: Callable[..., None]) -> int:
 
 
 def _forget() -> None:
-    """Forget the workers of the parent, and what they were doing."""
+    """Forget the workers of the parent process, and their work."""
     workers.clear()
     queue[:] = 0
 

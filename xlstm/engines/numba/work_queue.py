@@ -1,9 +1,8 @@
-"""How threads of compiled code share work, as plain Python that Numba compiles: nobody needs the
-interpreter for it.
+"""Share work among threads of compiled code, as plain Python that Numba compiles.
 
-A thread that leads writes what is to be done to the queue, an array of integers that all threads
-see, and takes pieces of it one by one, as do the workers that look at the queue meanwhile. Nobody
-waits for a worker that takes nothing, but the leader for the pieces that others have taken.
+No thread needs the interpreter for it. The leading thread writes a job to the queue, an array of
+integers that all threads see. It takes pieces of the job one by one, and so do the workers that
+look at the queue meanwhile. Only the leader waits, and only for pieces that others have taken.
 `team.py` binds the names below.
 """
 
@@ -14,16 +13,16 @@ from __future__ import annotations
 
 from typing import Any
 
-# Places of the queue. Those that several threads write lie in different cache lines.
+# Places of the queue. Places that several threads write lie in different cache lines.
 LED = 0  # 1 while a thread leads
-# how many more workers may help, how many pieces there are, and how many are taken, in one number
+# three counts in one number: workers that may still help, pieces, and pieces that are taken
 OPEN = 8
 DONE = 16  # pieces that are done
 JOB = 24
 FAILED = 25  # the address of the pieces; how many of them failed
 SHIFT = 24
 MASK = (1 << 24) - 1
-TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
+TURNS = 2000  # how often a worker looks for work before it sleeps, some 0.5 ms
 
 
 stand_in: Any = None  # for functions of `llvm.py`
@@ -32,10 +31,11 @@ carray = at_integer = call_part = stand_in
 
 
 def lead(queue, job, helpers, pieces):
-    """Do all pieces of a job with the workers that look at the queue, and return how many failed.
+    """Do all pieces of a job, together with the workers that look at the queue, and return how many
+    failed.
 
-    Row k of the job (pieces, 4) has the address of a function, that of its arguments, and from
-    where to where it is to work.
+    Row k of the job (pieces, 4) has the address of a function, the address of its arguments, and
+    the first and the last item of its work.
     """
     failed = 0
     if not swap(queue, LED, 0, 1):  # another thread leads
@@ -56,7 +56,7 @@ def lead(queue, job, helpers, pieces):
 
 
 def join(queue):
-    """Try to join the current job, and return whether this is one more worker that may help."""
+    """Try to join the current job, and return whether one more worker may help."""
     state = count_of(queue, OPEN)
     if state >> 2 * SHIFT == 0 or state & MASK >= (state >> SHIFT) & MASK:
         return False
@@ -64,7 +64,7 @@ def join(queue):
 
 
 def take(queue):
-    """Do a piece that nobody has taken, and return whether there may be more."""
+    """Do a piece that no thread has taken, and return whether there may be more."""
     state = count_of(queue, OPEN)
     pieces = (state >> SHIFT) & MASK
     k = state & MASK
@@ -78,7 +78,7 @@ def take(queue):
 
 
 def do(job, k):
-    """Do a piece of a job, and return 1 where it failed."""
+    """Do a piece of a job, and return 1 if it failed."""
     pieces = carray(at_integer(job), (k + 1, 4))
     return call_part(pieces[k, 0], pieces[k, 1], pieces[k, 2], pieces[k, 3])
 

@@ -1,7 +1,7 @@
-// The arrays of all kernels of a chunkwise mLSTM; a kernel reads those that it needs. A group is a head of a sequence, and
-// numbers of steps are (groups, chunks, L) but where it says (T, groups); what has a gate for each chunk is (groups, chunks).
+// The arrays of all kernels of a chunkwise mLSTM; each kernel reads those that it needs. A group is a head of a sequence. Numbers
+// of steps are (groups, chunks, L), unless a comment says (T, groups). Numbers of chunks are (groups, chunks).
 
-struct View {  // of (T, B, N, ...), whose last axis lies as it is
+struct View {  // of (T, B, N, ...), whose last axis is contiguous
     const IO* at;
     long long t, b, n;
     DEVICE const IO* operator()(long long step, long long group, int heads) const {
@@ -18,7 +18,7 @@ struct Arrays {
     float *end_C, *end_n, *end_m;          // the state after the last step
     float *s, *den;                        // (6) (7)
     IO* h;                                 // (T, groups, V)
-    const float *dh_h, *ds;                // -den times the gradient of den, and the gradient of s, (groups, T)
+    const float *dh_h, *ds;                // -den times the gradient with respect to den, and that to s, (groups, T)
     const float *dend_C, *dend_n;          // gradients of the final state, or none
     IO* dC;                                // of the state after each chunk, (groups, chunks, K, V)
     float* dn;                             // likewise, (groups, chunks, K)

@@ -1,5 +1,5 @@
-// The logarithms and weights of all steps, (1) to (3): a block has a group. Each of its threads goes through the steps of
-// some chunks, then one thread through all chunks, and then each step knows the maximum before its chunk.
+// The logarithms and weights of all steps, (1) to (3): a block has a group. Each thread goes through the steps of some chunks,
+// then one thread through all chunks. After that, each step knows the maximum before its chunk.
 
 extern "C" __global__ void KERNEL(const Arrays a) {
     SHARED_MEMORY(memory);
@@ -14,7 +14,7 @@ extern "C" __global__ void KERNEL(const Arrays a) {
         double b_here = 0, most_here = -1.0 / 0.0;
         for (int step0 = 0; chunk < a.chunks && step0 < L; step0 += BATCH) {
             float i[BATCH], logf[BATCH];
-            batch([&](int n) {  // past the end nothing is written, and nothing forgotten
+            batch([&](int n) {  // past the end, nothing is written or forgotten
                 const long long t = chunk * L + step0 + n;
                 i[n] = -1.0f / 0.0f, logf[n] = 0;
                 if (t < a.T) {

@@ -1,6 +1,6 @@
-// What the kernels share that go through the gates of all steps.
+// The common part of the kernels that go through the gates of all steps.
 
-// Numbers of BATCH steps are read before the first of them is used, so that they are on their way together.
+// Numbers of BATCH steps are loaded together, before the first of them is used.
 constexpr int BATCH = 8;
 template <class F>
 DEVICE void batch(F f) {
@@ -17,7 +17,7 @@ DEVICE float inner_of(const Arrays& a, long long group, long long place) {
 }
 #endif
 #if THROUGH_MAXIMUM
-// The gradient of m of a step, through eps.
+// The gradient with respect to m of a step, through eps.
 DEVICE float dm_of(const Arrays& a, long long group, long long t) {
     float dm = 0;
     if (t < a.T) m_bwd(a.dh_h[group * a.T + t], a.den[group * a.chunks * L + t], dm);

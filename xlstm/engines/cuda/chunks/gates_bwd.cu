@@ -1,5 +1,6 @@
-// The gradients of i~ and f~ of all steps, and of m0: a block has a group, and each of its threads goes back through the steps
-// of some chunks. Behind a chunk is the gradient of all that it forgot, the sum of C dC + n dn of the state after it.
+// The gradients with respect to i~ and f~ of all steps, and to m0: a block has a group, and each thread goes back through the
+// steps of some chunks. After each chunk comes the gradient with respect to its total decay: the sum of C dC + n dn of the state
+// after it.
 
 extern "C" __global__ void KERNEL(const Arrays a) {
     const long long group = blockIdx.x;

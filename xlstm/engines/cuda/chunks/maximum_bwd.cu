@@ -1,12 +1,12 @@
-// The gradient of the maximum before each chunk, and of m0: m of all steps depends on it, where it is the largest (3), and so
-// do h through eps, and the final m. A block has a group: each of its threads adds up the steps of some chunks, then one goes
-// back through all chunks.
+// The gradient with respect to the maximum before each chunk, and to m0. If it is the largest (3), m of all steps depends on it,
+// and so do h, through eps, and the final m. A block has a group: each thread adds up the steps of some chunks, then one thread
+// goes back through all chunks.
 
 extern "C" __global__ void KERNEL(const Arrays a) {
     SHARED_MEMORY(memory);
-    auto& sums = *(float(*)[THREADS])memory;  // of some chunks; then the gradient of m after each of them
+    auto& sums = *(float(*)[THREADS])memory;  // of some chunks; then the gradient with respect to m after each
     auto& olds = *(float(*)[THREADS])(&sums + 1);
-    auto& dm = *(float(*)[1])(&olds + 1);  // the gradient of m before the last chunk so far
+    auto& dm = *(float(*)[1])(&olds + 1);  // the gradient with respect to m before the last chunk so far
     static_assert(sizeof(sums) + sizeof(olds) + sizeof(dm) == SHARED_PLANNED, "shared memory as planned");
     const long long group = blockIdx.x;
     if (threadIdx.x == 0) dm[0] = a.dend_m ? a.dend_m[group] - inner_of(a, group, a.chunks) : 0;

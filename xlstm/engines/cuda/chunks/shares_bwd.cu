@@ -1,5 +1,5 @@
-// Gradients of w and b through the maximum (3), which is the largest w so far, or that before the chunk; equal ones share it. A
-// block has a chunk of a group, and each of its threads a step.
+// Gradients with respect to w and b through the maximum (3): the largest w so far, or the maximum before the chunk. Equal ones
+// share the gradient. A block has a chunk of a group, and each of its threads a step.
 
 extern "C" __global__ void KERNEL(const Arrays a) {
     SHARED_MEMORY(memory);

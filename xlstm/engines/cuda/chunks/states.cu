@@ -1,5 +1,5 @@
-// The states [C, n] before all chunks (9), and backward the gradients of the states after them: a block has a tile of C of a
-// group in its registers, and goes from chunk to chunk. Forward it adds (write K)^T [V, 1], backward (read Q)^T [dnum, ds].
+// The states [C, n] before all chunks (9); backward, the gradients with respect to the states after them. A block holds a tile of
+// C of a group in registers, and goes from chunk to chunk. Forward it adds (write K)^T [V, 1], backward (read Q)^T [dnum, ds].
 
 constexpr int TILES_V = (V + TILE_V - 1) / TILE_V;
 
@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
     static_assert(sizeof(left) + sizeof(right) + THREADS * 4 == SHARED_PLANNED, "shared memory as planned");
     const long long group = blockIdx.x % a.groups;
     const int tile = (int)(blockIdx.x / a.groups), k0 = tile / TILES_V * STATE_K, v0 = tile % TILES_V * TILE_V;
-    const int column = k0 + threadIdx.x;  // of n, which the blocks of the first columns of C have
+    const int column = k0 + threadIdx.x;  // of n, which belongs to the blocks of the first columns of C
     const bool has_n = v0 == 0 && threadIdx.x < STATE_K && column < K;
 #if BACKWARD
     const View &from_left = a.q, &from_right = a.dh;
@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
     IO* kept_C = a.C;
     float *kept_n = a.n, *end_C = a.end_C, *end_n = a.end_n;
 #endif
-    const long long kept = a.chunks + !BACKWARD;  // states that are kept of a group
+    const long long kept = a.chunks + !BACKWARD;  // kept states of a group
 
     Sums<STATE_K, TILE_V> C;
     float n = n0 && has_n ? n0[group * K + column] : 0;
@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
         next_right.give(right, Same());
 #endif
         sync_block();
-        if (turn + 1 < a.chunks) fetch(chunk_at(turn + 1));  // on its way meanwhile
+        if (turn + 1 < a.chunks) fetch(chunk_at(turn + 1));  // loads meanwhile
         keep_state(chunk);
 #if BACKWARD
         multiply_states(chunk + 1);

@@ -1,8 +1,8 @@
 // Products of matrices in shared memory, on tensor cores, by the warps of a block.
 //
-// A number is kept as PLANES numbers of 16 bits that add up to it: a half is one; a float32 is three bfloat16, which have
-// all of its digits and its range, or two of them where 16 digits will do. Of the products of two numbers' parts those are
-// left out that are below the last digit.
+// A number is kept as PLANES numbers of 16 bits that add up to it. A half is one. A float32 is three bfloat16, which keep all its
+// digits and its range, or two if 16 digits are enough. The product of two numbers leaves out products of parts below the last
+// digit.
 
 constexpr int WARPS = 8;
 static_assert(THREADS == 32 * WARPS, "threads");
@@ -13,7 +13,7 @@ struct No {
     static constexpr bool value = false;
 };
 
-// PACK neighbours are read at once where tiles are filled, and pairs of results are written.
+// PACK neighbours are read at once to fill tiles, and pairs of results are written.
 using Pair = Pack<IO, 2>;
 DEVICE Pair pair_of(float first, float second) {
     Pair both;
@@ -51,7 +51,7 @@ struct Tile {
     }
 };
 
-// What goes into a tile of a number: the number itself, or `value(row, number)`.
+// The value of a number in a tile: the number itself, or `value(row, number)`.
 struct Same {
     DEVICE float operator()(int, float v) const { return v; }
 };
@@ -70,7 +70,7 @@ DEVICE void put(Tile<ROWS, COLS>& tile, int row, int col, const Packed& numbers,
 }
 #endif
 
-// A tile on its way from global memory. `at(row, col)` is where numbers are, or 0 for zeros.
+// A tile that is loaded from global memory. `at(row, col)` is the address of numbers, or 0 for zeros.
 template <int ROWS, int COLS>
 struct Coming {
     static constexpr int PACKS = ROWS * COLS / PACK, EACH = (PACKS + THREADS - 1) / THREADS;
@@ -108,7 +108,7 @@ DEVICE void fill(Tile<ROWS, COLS>& tile, At at, Value value) {
     }
 }
 
-// A matrix (M, N) in the registers of a block: each warp has 16 rows and every so many columns, 16 by 16.
+// A matrix (M, N) in the registers of a block, in pieces of 16 by 16: each warp has 16 rows and regularly spaced columns.
 template <int M, int N>
 struct Sums {
     static constexpr int ROWS = M / 16, BESIDE = WARPS / ROWS, COUNT = (N / 16 + BESIDE - 1) / BESIDE;
@@ -141,8 +141,8 @@ DEVICE uint4 fragment(const Tile<ROWS, COLS>& tile, int plane, int row, int col)
     return load_matrices<TRANSPOSED>(&tile.at[plane][row + (DOWN ? first : second) + lane % 8][col + (DOWN ? second : first)]);
 }
 
-// sums (M, N) += A (M, DEPTH) B (DEPTH, N). Columns of A and rows of B lie along the columns of their tiles; along the rows
-// where A_DOWN or B_DOWN. They begin at a_at and b_at.
+// sums (M, N) += A (M, DEPTH) B (DEPTH, N). Columns of A and rows of B lie along the columns of their tiles; with A_DOWN or
+// B_DOWN, along the rows. They begin at a_at and b_at.
 template <bool A_DOWN, bool B_DOWN, int DEPTH, int M, int N, class A, class B>
 DEVICE void multiply(Sums<M, N>& sums, const A& a, int a_at, const B& b, int b_at) {
     const int row = sums.row();

@@ -1,4 +1,4 @@
-// h of all steps of a chunk, (4) to (8): a block has some columns of the values of a chunk of a group.
+// h of all steps of a chunk, (4) to (8): a block has some columns of the values, for a chunk of a group.
 
 constexpr int TILES_V = (V + TILE_V - 1) / TILE_V, SHARES = THREADS / L;
 

@@ -1,5 +1,6 @@
-// The gradients of q, k and v of a chunk, and of the w of its steps: a block has a chunk of a group. It makes P (5) again and
-// dS, the gradient of Q K^T, and keeps both in shared memory; then it goes through the columns of q and k, then of v.
+// The gradients with respect to q, k and v of a chunk, and to w of its steps: a block has a chunk of a group. It computes P (5)
+// again, and dS, the gradient with respect to Q K^T, and keeps both in shared memory. Then it goes through the columns of q and
+// k, and then of v.
 
 constexpr int SHARES = Sums<L, COLUMNS>::BESIDE * 4;  // threads with numbers of a row of L, in Sums
 
