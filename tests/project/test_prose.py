@@ -14,7 +14,7 @@ CODE = sorted((ROOT / "xlstm").rglob("*.py"))
 # CONTRIBUTING.md shows some of them.
 TEXTS = [path for path in [*PAGES, *CODE] if path.name != "CONTRIBUTING.md"]
 WORDS = re.compile(
-    r"\b(?:[Gg]radients?|[Dd]erivatives?) by (?![A-Z]|hand|autograd)|\b[Mm]end\b|at hand\b|(?<=[.:|] )(?:What|Of) "
+    r"\b(?:[Gg]radients?|[Dd]erivatives?) by (?![A-Z]|hand|name|autograd)|\b[Mm]end\b|at hand\b|(?<=[.:|] )(?:What|Of) "
 )
 LONGEST = 650  # characters: five lines of a page
 
