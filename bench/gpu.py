@@ -14,6 +14,7 @@ or left out.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import importlib.util
@@ -40,6 +41,7 @@ from xlstm.engines.cuda import launch
 TOTAL = 590.0  # seconds; the table and the versions take some more
 GRACE = 5.0  # seconds in which a part that is told to stop may say how far it came
 SLACK = 12.0  # seconds of a part's time that it needs to begin and to end
+TAIL = 40  # lines that are kept of a part that failed
 OK = "ok"
 FAILED = "FAILED"
 CUT = "CUT SHORT"
@@ -62,9 +64,9 @@ PARTS = (
     Part("barriers", 40, 10),
     Part("graphs", 40, 20),
     Part("language", 60, 40),
-    Part("cudnn", 400, 60),
-    Part("mlstm", 60, 30),
     Part("tests", 150, 40),
+    Part("cudnn", 400, 120),  # at least 25 of its cases, which take 4 seconds each at most
+    Part("mlstm", 60, 30),
     Part("main job", 45, 15),
 )
 MEASURED = ("barriers", "cudnn", "mlstm", "language")  # parts with a record of their own
@@ -87,9 +89,10 @@ class Outcome(NamedTuple):
     result: str
     seconds: float
     said: str  # its last line, or why it was left out
+    tail: list[str]  # its last lines, if it failed
 
 
-Run = Callable[[list[str], float, Mapping[str, str]], tuple[str, str]]
+Run = Callable[[list[str], float, Mapping[str, str]], tuple[str, str, list[str]]]
 
 
 def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str, str]]:
@@ -127,9 +130,13 @@ def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str,
     return [*words.split(), *rest], environment
 
 
-def run(argv: list[str], seconds: float, environment: Mapping[str, str]) -> tuple[str, str]:
-    """A Python process with what it prints passed on; its result and its last line. Beyond its time
-    it is stopped.
+def run(
+    argv: list[str], seconds: float, environment: Mapping[str, str]
+) -> tuple[str, str, list[str]]:
+    """Run a Python process, pass on what it prints, and return its result, its last line that is
+    not blank, and its last lines if it failed.
+
+    A process that takes longer than `seconds` is stopped.
     """
     process = subprocess.Popen(
         [sys.executable, *argv],
@@ -141,7 +148,7 @@ def run(argv: list[str], seconds: float, environment: Mapping[str, str]) -> tupl
         start_new_session=True,  # that processes of its own are stopped with it
     )
     late = threading.Event()
-    said = ""
+    tail = collections.deque[str](maxlen=TAIL)
 
     def stop() -> None:
         late.set()
@@ -157,13 +164,18 @@ def run(argv: list[str], seconds: float, environment: Mapping[str, str]) -> tupl
     with process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
-            said = line.strip() or said
+            tail.append(line.rstrip())
         code = process.wait()
     timer.cancel()
     timer.join()
+    said = next((line.strip() for line in reversed(tail) if line), "")
+    result = OK if code == 0 else FAILED
     if late.is_set():
-        return (FAILED if " failed" in said else CUT), f"stopped after {seconds:.0f} s: {said}"
-    return (OK if code == 0 else FAILED), said if code == 0 else f"exit status {code}: {said}"
+        result = FAILED if " failed" in said else CUT
+        said = f"stopped after {seconds:.0f} s: {said}"
+    elif result == FAILED:
+        said = f"exit status {code}: {said}"
+    return result, said, list(tail) if result == FAILED else []
 
 
 def check(
@@ -185,18 +197,20 @@ def check(
         seconds = min(part.most, left - sum(later.least for later in todo[k + 1 :]))
         result = OUT
         said = f"{max(left, 0):.0f} seconds were left"
+        tail: list[str] = []
         if seconds >= part.least:
             print(f"\n{part.name}: at most {seconds:.0f} s", flush=True)
             try:
                 argv, environment = make(part.name, seconds)
-                result, said = execute(argv, seconds, environment)
+                result, said, tail = execute(argv, seconds, environment)
             except ImportError as reason:
                 said = str(reason)
             except Exception as error:  # the parts after it are run
                 traceback.print_exc()
                 result = FAILED
                 said = optional_imports.first_line(error)
-        outcomes.append(Outcome(part.name, result, now() - begun, said))
+                tail = traceback.format_exc().splitlines()[-TAIL:]
+        outcomes.append(Outcome(part.name, result, now() - begun, said, tail))
         done(outcomes)
     return outcomes
 

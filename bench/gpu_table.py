@@ -231,7 +231,7 @@ def text(record: Record) -> str:
     blocks.append(goals(plain))
     if by_path := paths(record):
         blocks.append(["forward + backward by each path, ms", *by_path])
-    failed = [f"failed: {row['name']}: {row['error']}" for row in rows(record) if "error" in row]
+    remarks = [f"failed: {row['name']}: {row['error']}" for row in rows(record) if "error" in row]
     reasons = {
         f"without {peer}: {reason}"
         for row in rows(record)
@@ -240,9 +240,11 @@ def text(record: Record) -> str:
     }
     left_out = [name for part in PARTS for name in (record.get(part) or {}).get("left out", [])]
     if left_out:
-        failed.append(f"not measured for want of time: {'; '.join(left_out)}")
-    blocks.append([*failed, *sorted(reasons)])
+        remarks.append(f"not measured for want of time: {'; '.join(left_out)}")
+    blocks.append([*remarks, *sorted(reasons)])
     blocks.append(parts(record))
+    failed = [part for part in record.get("parts", []) if part["tail"]]
+    blocks += [[f"{part['name']}, its last lines:", *part["tail"]] for part in failed]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 

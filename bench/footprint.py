@@ -1,0 +1,124 @@
+"""How many megabytes a library installs, and how long a new process takes to its first output.
+
+    python -m bench.footprint [--only NAME ...] [--rounds N] [--json FILE]
+
+Each library is installed by pip into an environment of its own, which is removed again. The first
+output is that of an LSTM over a sequence of 32 steps; of libraries of forecasts an import of their
+model. The first process of all is not counted: it compiles what later ones read from a file. The
+environment of this program needs pip.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+from bench import run
+from xlstm import LSTM
+from xlstm.interop.onnx import to_onnx
+
+ROOT = str(Path(__file__).resolve().parents[1])
+
+TORCH = "torch.nn.LSTM(1, 50)(torch.zeros(32, 1, 1))"
+OURS = """import numpy, xlstm
+layer = xlstm.LSTM(1, 50)
+layer.forward(layer.init(0, "numpy"), numpy.zeros((32, 1, 1), "float32"))"""
+KERAS = """import numpy, keras
+keras.layers.LSTM(50, return_sequences=True)(numpy.zeros((1, 32, 1), "float32"))"""
+FLAX = """import jax, flax.linen
+x = jax.numpy.zeros((1, 32, 1))
+flax.linen.RNN(flax.linen.LSTMCell(50)).init_with_output(jax.random.key(0), x)"""
+EQUINOX = """import jax, equinox
+cell, x = equinox.nn.LSTMCell(1, 50, key=jax.random.key(0)), jax.numpy.zeros((32, 1))
+zeros = jax.numpy.zeros(50)
+jax.lax.scan(lambda s, x: (cell(x, s), s[0]), (zeros, zeros), x)"""
+THINC = """import numpy
+from thinc.api import LSTM, with_padded
+with_padded(LSTM(50, 1)).initialize().predict([numpy.zeros((32, 1), "float32")])"""
+NXAI = """import torch
+from xlstm.blocks.slstm.layer import sLSTMLayer, sLSTMLayerConfig
+config = sLSTMLayerConfig(embedding_dim=48, num_heads=4, backend="vanilla")
+sLSTMLayer(config)(torch.zeros(1, 32, 48))"""
+TORCHRL = "import torch, torchrl.modules\ntorchrl.modules.LSTM(1, 50)(torch.zeros(1, 32, 1))"
+ONNX = """import numpy, onnxruntime
+session = onnxruntime.InferenceSession("lstm.onnx")
+shapes = {"x": (32, 1, 1), "h0": (1, 1, 50), "c0": (1, 1, 50)}
+session.run(None, {name: numpy.zeros(shape, "float32") for name, shape in shapes.items()})"""
+# Words for pip, and the program of a process.
+LIBRARIES = {
+    "Python": ("", "pass"),
+    "xlstm": (".", OURS),
+    "xlstm[fast]": (".[fast]", OURS),
+    "PyTorch": ("torch>=2.6", f"import torch\n{TORCH}"),
+    "onnxruntime": ("onnxruntime", ONNX),
+    "thinc": ("thinc", THINC),
+    "JAX, Flax": ("flax", FLAX),
+    "JAX, Equinox": ("equinox", EQUINOX),
+    "Keras on JAX": ("keras jax", KERAS),
+    "Keras on TensorFlow": ("tensorflow-cpu", KERAS),
+    "NX-AI xlstm": ("xlstm", NXAI),
+    "TorchRL": ("torchrl", TORCHRL),
+    "xlstm, Forecaster": (".", "from xlstm.estimators import Forecaster"),
+    "statsforecast": ("statsforecast", "from statsforecast.models import AutoETS"),
+    "darts": ("darts", "from darts.models import ExponentialSmoothing"),
+    "darts, neural": ("darts[torch]", "from darts.models import RNNModel"),
+    "neuralforecast": ("neuralforecast", "from neuralforecast.models import LSTM"),
+}
+
+
+def measured(folder: Path, words: str, code: str, rounds: int) -> dict[str, Any]:
+    """Return versions and bytes of what pip installs into a folder, and seconds of processes."""
+    venv.create(folder, symlinks=True)
+    python = str(folder / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "-q"]
+    environment = {**os.environ, "PYTHONPATH": "", "XDG_CACHE_HOME": str(folder.parent)}
+    execute = functools.partial(
+        subprocess.run, check=True, cwd=folder.parent, env=environment, stdout=subprocess.PIPE
+    )
+    if words:
+        execute([*pip, "install", *(ROOT + w[1:] if w[0] == "." else w for w in words.split())])
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    size = sum(path.stat().st_size for path in files)
+    packages = execute([*pip, "freeze"]).stdout.decode().split("\n")[:-1]
+    seconds = []
+    for _ in range(rounds + 1):
+        begun = time.perf_counter()
+        execute([python, "-c", code])
+        seconds.append(time.perf_counter() - begun)
+    first, *later = seconds
+    results = {"best": min(later), "median": statistics.median(later), "first": first}
+    return {"packages": packages, "bytes": size, "results": results}
+
+
+def main() -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--only", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
+    options = parser.parse_args()
+    print("| library | packages | MB | least s | median s | first s |")
+    for name in options.only:
+        words, code = LIBRARIES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            layer = LSTM(1, 50)
+            to_onnx(layer, layer.init(0, "numpy"), Path(folder) / "lstm.onnx")
+            try:
+                line = measured(Path(folder) / "venv", words, code, options.rounds)
+            except subprocess.CalledProcessError as error:
+                print(f"| {name} | {error} |", flush=True)
+                continue
+        numbers = [len(line["packages"]), round(line["bytes"] / 1e6)]
+        cells = [name, *numbers, *(f"{s:.2f}" for s in line["results"].values())]
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+        about = {"bench": "footprint", "name": name, "case": {"pip install": words, "code": code}}
+        run.append(options.json, {**about, **line})
+
+
+if __name__ == "__main__":
+    main()
