@@ -1,5 +1,5 @@
-"""Every usable backend side by side, the notebook's size first; then six benchmarks beside
-others, and a report.
+"""Every usable backend side by side, the notebook's size first; then five benchmarks beside
+other libraries, and a report.
 
 python -m bench [--output FILE] [--rounds N]
 
@@ -24,7 +24,6 @@ MODULES = (
     "step",
     "layers",
     "memory",
-    "imports",
     "published",
 )
 

@@ -31,7 +31,9 @@ TORCH = "torch.nn.LSTM(1, 50)(torch.zeros(32, 1, 1))"
 OURS = """import numpy, xlstm
 layer = xlstm.LSTM(1, 50)
 layer.forward(layer.init(0, "numpy"), numpy.zeros((32, 1, 1), "float32"))"""
-KERAS = """import numpy, keras
+KERAS = """import numpy, os
+os.environ["KERAS_BACKEND"] = "jax"
+import keras
 keras.layers.LSTM(50, return_sequences=True)(numpy.zeros((1, 32, 1), "float32"))"""
 FLAX = """import jax, flax.linen
 x = jax.numpy.zeros((1, 32, 1))
@@ -56,6 +58,7 @@ session.run(None, {name: numpy.zeros(shape, "float32") for name, shape in shapes
 LIBRARIES = {
     "Python": ("", "pass"),
     "xlstm": (".", OURS),
+    "xlstm[cli]": (".[cli]", OURS),
     "xlstm[fast]": (".[fast]", OURS),
     "PyTorch": ("torch>=2.6", f"import torch\n{TORCH}"),
     "onnxruntime": ("onnxruntime", ONNX),
@@ -63,7 +66,7 @@ LIBRARIES = {
     "JAX, Flax": ("flax", FLAX),
     "JAX, Equinox": ("equinox", EQUINOX),
     "Keras on JAX": ("keras jax", KERAS),
-    "Keras on TensorFlow": ("tensorflow-cpu", KERAS),
+    "Keras on TensorFlow": ("tensorflow-cpu", KERAS.replace('"jax"', '"tensorflow"')),
     "NX-AI xlstm": ("xlstm", NXAI),
     "TorchRL": ("torchrl", TORCHRL),
     "xlstm, Forecaster": (".", "from xlstm.estimators import Forecaster"),
