@@ -2,10 +2,11 @@
 
     python -m bench.footprint [--only NAME ...] [--rounds N] [--json FILE]
 
-Each library is installed by pip into an environment of its own, which is removed again. The first
-output is that of an LSTM over a sequence of 32 steps; of libraries of forecasts an import of their
-model. The first process of all is not counted: it compiles what later ones read from a file. The
-environment of this program needs pip.
+pip installs each library into an environment of its own, some 12 GB in all, which are removed at
+the end. Then processes run in turn. Each imports a library and runs an LSTM over a sequence of 32
+steps; for libraries of forecasts it only imports a model. The first process of a library stands
+apart: it compiles code, and writes it to a file that later ones read. This program's own
+environment needs pip.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import run
+from bench.options import file_name
 from xlstm import LSTM
 from xlstm.interop.onnx import to_onnx
 
@@ -77,50 +79,57 @@ LIBRARIES = {
 }
 
 
-def measured(folder: Path, words: str, code: str, rounds: int) -> dict[str, Any]:
-    """Return versions and bytes of what pip installs into a folder, and seconds of processes."""
-    venv.create(folder, symlinks=True)
-    python = str(folder / "bin" / "python")
-    pip = [sys.executable, "-m", "pip", "--python", python, "-q"]
-    environment = {**os.environ, "PYTHONPATH": "", "XDG_CACHE_HOME": str(folder.parent)}
-    execute = functools.partial(
-        subprocess.run, check=True, cwd=folder.parent, env=environment, stdout=subprocess.PIPE
-    )
-    if words:
-        execute([*pip, "install", *(ROOT + w[1:] if w[0] == "." else w for w in words.split())])
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    size = sum(path.stat().st_size for path in files)
-    packages = execute([*pip, "freeze"]).stdout.decode().split("\n")[:-1]
-    seconds = []
-    for _ in range(rounds + 1):
-        begun = time.perf_counter()
-        execute([python, "-c", code])
-        seconds.append(time.perf_counter() - begun)
-    first, *later = seconds
-    results = {"best": min(later), "median": statistics.median(later), "first": first}
-    return {"packages": packages, "bytes": size, "results": results}
-
-
 def main() -> None:
     parser = run.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        room = Path(name)
+        layer = LSTM(1, 50)
+        to_onnx(layer, layer.init(0, "numpy"), room / "lstm.onnx")
+        execute = functools.partial(
+            subprocess.run,
+            check=True,
+            cwd=room,
+            env={**os.environ, "PYTHONPATH": "", "XDG_CACHE_HOME": name},
+            stdout=subprocess.PIPE,
+        )
+        lines: dict[str, dict[str, Any]] = {}
+        seconds: dict[str, list[float]] = {}
+        for k in range(options.rounds + 1):
+            for library in options.only if k == 0 else list(lines):
+                words, code = LIBRARIES[library]
+    XX
+                try:
+                    if k == 0:
+                        lines[library] = installed(folder, words, execute)
+                    begun = time.perf_counter()
+                    execute([folder / "bin" / "python", "-c", code])
+                except subprocess.CalledProcessError as error:
+                    print(f"without {library}: {error}", flush=True)
+                    lines.pop(library, None)
+                    continue
+                seconds.setdefault(library, []).append(time.perf_counter() - begun)
     print("| library | packages | MB | least s | median s | first s |")
-    for name in options.only:
-        words, code = LIBRARIES[name]
-        with tempfile.TemporaryDirectory() as folder:
-            layer = LSTM(1, 50)
-            to_onnx(layer, layer.init(0, "numpy"), Path(folder) / "lstm.onnx")
-            try:
-                line = measured(Path(folder) / "venv", words, code, options.rounds)
-            except subprocess.CalledProcessError as error:
-                print(f"| {name} | {error} |", flush=True)
-                continue
+    for library, line in lines.items():
+        first, *later = seconds[library]
+        results = {"best": min(later), "median": statistics.median(later), "first": first}
         numbers = [len(line["packages"]), round(line["bytes"] / 1e6)]
-        cells = [name, *numbers, *(f"{s:.2f}" for s in line["results"].values())]
-        print(f"| {' | '.join(map(str, cells))} |", flush=True)
-        about = {"bench": "footprint", "name": name, "case": {"pip install": words, "code": code}}
-        run.append(options.json, {**about, **line})
+        cells = [library, *numbers, *(f"{s:.2f}" for s in results.values())]
+        print(f"| {' | '.join(map(str, cells))} |")
+        about = {"bench": "footprint", "name": library, "case": LIBRARIES[library]}
+        run.append(options.json, {**about, **line, "results": results})
+
+
+def installed(folder: Path, words: str, execute: Any) -> dict[str, Any]:
+    """Return the packages that pip installs into a new environment, and their bytes."""
+    venv.create(folder, symlinks=True)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "-q"]
+    if words:
+        execute([*pip, "install", *(ROOT + w[1:] if w[0] == "." else w for w in words.split())])
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    packages = execute([*pip, "freeze"]).stdout.decode().split("\n")[:-1]
+    return {"packages": packages, "bytes": sum(path.stat().st_size for path in files)}
 
 
 if __name__ == "__main__":
