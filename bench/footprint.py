@@ -99,7 +99,7 @@ def main() -> None:
         for k in range(options.rounds + 1):
             for library in options.only if k == 0 else list(lines):
                 words, code = LIBRARIES[library]
-    XX
+                folder = room / file_name(library)
                 try:
                     if k == 0:
                         lines[library] = installed(folder, words, execute)
