@@ -50,9 +50,7 @@ SECONDS = 0.1
 
 
 def cases() -> dict[str, Callable[[], Any]]:
-    """Return what is timed, by its name; each builds its arrays when it is called, and returns the
-    call.
-    """
+    """Return the cases by name; each builds its arrays when it is called, and returns a call."""
     import numpy as np
 
     import xlstm
@@ -189,7 +187,7 @@ def version(tree: Path) -> Worker:
 
 
 def in_turn(old: Worker, new: Worker, name: str, rounds: int) -> Iterator[tuple[float, float]]:
-    """Yield the seconds of both, of which the first alternates, at most half a minute long."""
+    """Yield the seconds of both, which go first in turn, for at most half a minute."""
     begun = time.monotonic()
     for k in range(rounds):
         order = (old, new) if k % 2 else (new, old)

@@ -1,17 +1,20 @@
-"""How good forecasts of series are that nobody tuned to, beside those of other methods.
+"""Forecasts of held-out series beside other methods: errors, intervals and seconds.
 
     python -m bench.forecasts [--series old|statsmodels|tune|kept] [--json FILE]
 
 `xlstm.estimators.compare` fits each method, with its defaults, to the first 80 % of a series, and
-forecasts from up to 30 later origins. The goals for `Forecaster`: over all series the geometric
-mean of the RMSE is at most that of the best peer of each series, which is known only afterwards,
-and 0.90 of that of any single one; no series is above 1.15 of its best peer; 80 % intervals cover
-75 to 85 % on average and 65 to 92 % of each series; a fit takes at most 30 s on two cores.
+forecasts from up to 30 later origins. `Forecaster` has these goals:
 
-On the 15 series of `--series statsmodels`, by which nothing was chosen: 1.03 of the best peer, at most
-1.22, 0.97 of ETS, 0.90 of ARIMA, 0.95 of Theta, a mean coverage of 76 % (44 to 100 %), a fit in at most
-2.5 s. The results of `--series old` are of the code before seasons and the Theta method: 1.10 of the
-best peer. The other two sets were not yet measured with this program.
+- RMSE, geometric mean over all series: at most the RMSE of the best peer of each series, which is
+  known only afterwards, and at most 0.90 of the RMSE of any single peer;
+- on no series more than 1.15 times the RMSE of its best peer;
+- 80 % intervals that cover 75 to 85 % on average, and 65 to 92 % of each series;
+- a fit in at most 30 s on two cores.
+
+On the 15 held-out series of `--series statsmodels` it had 1.03 times the RMSE of the best peer, at
+most 1.22; 0.97 of ETS, 0.90 of ARIMA, 0.95 of Theta; a mean coverage of 76 % (44 to 100 %); a fit in
+at most 2.5 s. The results of `--series old` are of the code before seasons and the Theta method:
+1.10 times the best peer. The other two sets were not yet measured with this program.
 """
 
 from __future__ import annotations

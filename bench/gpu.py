@@ -1,15 +1,17 @@
-"""The GPU check in one command, within 10 minutes: results, races, barriers, graphs, times beside
-others', the rest.
+"""The GPU check in one command, within 10 minutes: results, races, barriers, graphs, tests, then
+times beside other libraries.
 
     python -m bench.gpu [--output FOLDER] [--parts NAME ...] [--seconds N]
 
-Needs a CUDA machine with CuPy; pytest for the tests, PyTorch for cuDNN's times, mlstm_kernels for
-those of its mLSTM. The parts are in the order in which a card is to answer: whether results are
-right, then whether they are quick. After every part it writes gpu-CARD.json and
-gpu-CARD-parity.json, which name card, driver and versions, to FOLDER (bench/results by default),
-and at the end it prints a table. A part that is slow is cut short, one that has no time left is
-left out; both are said. Exit status: 0 all is well, 1 something failed, 2 something was cut short
-or left out.
+It needs a CUDA machine with CuPy; pytest for the tests, PyTorch for cuDNN's times, and
+mlstm_kernels for the times of its mLSTM. Parts that check results come before cuDNN's times, and
+all tests are the last of them.
+
+After every part it writes gpu-CARD.json and gpu-CARD-parity.json to FOLDER (bench/results by
+default). They name card, driver and versions. At the end it prints a table, and the last 40 lines
+of each part that failed. It stops a part that is slow, leaves out a part for which no time is left,
+and says both. Exit status: 0 all is well, 1 something failed, 2 something was cut short or left
+out.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from xlstm.cli import info
 from xlstm.engines.cuda import launch
 
 TOTAL = 590.0  # seconds; the table and the versions take some more
-GRACE = 5.0  # seconds in which a part that is told to stop may say how far it came
+GRACE = 5.0  # seconds that a part has for its last words when it is told to stop
 SLACK = 12.0  # seconds of a part's time that it needs to begin and to end
 TAIL = 40  # lines that are kept of a part that failed
 OK = "ok"
@@ -70,7 +72,7 @@ PARTS = (
     Part("main job", 45, 15),
 )
 MEASURED = ("barriers", "cudnn", "mlstm", "language")  # parts with a record of their own
-# Files of tests that are parts: halves with lengths, and the bits of graphs beside those of single
+# Files of tests that are parts: half precision with lengths, and the bits of graphs beside single
 # calls.
 TESTS = {
     "dtypes": "tests/layers/test_cupy_dtypes.py",
@@ -231,10 +233,10 @@ def smi() -> str:
 
 
 def attempt(call: Callable[[], Any]) -> Any:
-    """Return what a call returns, or the error that ended it, which is shown, as text."""
+    """Return the result of a call, or its error as text; the error is shown."""
     try:
         return call()
-    except Exception as error:  # what is measured matters more
+    except Exception as error:  # measurements matter more
         traceback.print_exc()
         return optional_imports.first_line(error)
 
