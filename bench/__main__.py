@@ -1,11 +1,11 @@
-"""Every usable backend side by side, the notebook's size first; then six benchmarks beside
-others, and a report.
+"""Every usable backend side by side, the notebook's size first; then five benchmarks beside
+other libraries, and a report.
 
 python -m bench [--output FILE] [--rounds N]
 
-Each runs in a process of its own. Results are JSON lines, in bench/results/<machine>.json by
-default, and those of `xlstm compare` beside it in <machine>-compare.json; files of these names are
-replaced when all is done.
+Each runs in a process of its own. Results are JSON lines in bench/results/<machine>.json by
+default; the results of `xlstm compare` lie beside it in <machine>-compare.json. When all is done,
+they replace files of these names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ MODULES = (
     "step",
     "layers",
     "memory",
-    "imports",
     "published",
 )
 

@@ -2,12 +2,11 @@
 
     python -m bench.against COMMIT [--host] [--rounds N] [--only TEXT]
 
-Each version runs in a process of its own, which starts on its own checkout. A call of one follows a
-call of the other, so that what else the machine does meets both. The table also has the Python
-calls of a forward pass, and their files. With `--host` it has the processor time of the host for
-calls on CuPy instead, whose kernels do nothing: that needs the CuPy of cuda_on_cpu, and no GPU. The
-cases use names alone that README documents, which both versions have. A worker runs this file, too,
-which then imports nothing of `bench`: that would be the older one.
+Each version runs in a process of its own, in its own checkout. Calls of the two alternate, so that
+other work on the machine slows both. `--host` times calls on CuPy whose kernels do nothing, in
+processor time of the host: that needs the CuPy of cuda_on_cpu, and no GPU. The cases use only names
+that README documents, which both versions have. The worker runs this file, too. There it imports
+nothing of `bench`, which would be the older version.
 """
 
 from __future__ import annotations
@@ -51,9 +50,7 @@ SECONDS = 0.1
 
 
 def cases() -> dict[str, Callable[[], Any]]:
-    """Return what is timed, by its name; each builds its arrays when it is called, and returns the
-    call.
-    """
+    """Return the cases by name; each builds its arrays when it is called, and returns a call."""
     import numpy as np
 
     import xlstm
@@ -98,34 +95,6 @@ def cases() -> dict[str, Callable[[], Any]]:
     table["LSTM, 50 steps of B = 8"] = lambda: step(8)
     table[f"LSTM, 50 steps of B = 1{WITHOUT}"] = table["LSTM, 50 steps of B = 1"]
     return table
-
-
-def calls_of_a_pass() -> dict[str, int]:
-    """Return the Python calls and files of xlstm in a forward pass of LSTM(3, 8) over five steps of
-    two sequences.
-    """
-    import numpy as np
-
-    import xlstm
-
-    lstm = xlstm.LSTM(3, 8)
-    params = lstm.init(0, "numpy")
-    x = np.ones((5, 2, 3), np.float32)
-    lstm.forward(params, x)  # what is kept for the next call is there
-    root = str(Path(xlstm.__file__).parent)
-    files = set()
-    count = 0
-
-    def seen(frame: Any, event: str, _: object) -> None:
-        nonlocal count
-        if event == "call" and frame.f_code.co_filename.startswith(root):
-            count += 1
-            files.add(frame.f_code.co_filename)
-
-    sys.setprofile(seen)
-    lstm.forward(params, x)
-    sys.setprofile(None)
-    return {"calls": count, "files": len(files)}
 
 
 def on_cupy(name: str) -> Callable[[], Any]:
@@ -198,20 +167,15 @@ def processor_seconds_of(name: str, ready: dict[str, Callable[[], Any]]) -> floa
 
 
 def work() -> None:
-    """Answer requests, JSON lines: the seconds of a case, or the calls of a pass."""
+    """Answer requests, JSON lines: the seconds of a case."""
     answers = sys.stdout
     sys.stdout = sys.stderr
     ready: dict[str, Callable[[], Any]] = {}
     for line in sys.stdin:
         (name,) = json.loads(line)
         os.environ["XLSTM_COMPILE"] = "0" if name.endswith(WITHOUT) else "1"
-        if name in ON_CUPY:
-            answer: Any = processor_seconds_of(name, ready)
-        elif name.startswith("calls"):
-            answer = calls_of_a_pass()
-        else:
-            answer = seconds_of(name, ready)
-        print(json.dumps(answer), file=answers, flush=True)
+        seconds = processor_seconds_of(name, ready) if name in ON_CUPY else seconds_of(name, ready)
+        print(json.dumps(seconds), file=answers, flush=True)
 
 
 def version(tree: Path) -> Worker:
@@ -223,7 +187,7 @@ def version(tree: Path) -> Worker:
 
 
 def in_turn(old: Worker, new: Worker, name: str, rounds: int) -> Iterator[tuple[float, float]]:
-    """Yield the seconds of both, of which the first alternates, at most half a minute long."""
+    """Yield the seconds of both, which go first in turn, for at most half a minute."""
     begun = time.monotonic()
     for k in range(rounds):
         order = (old, new) if k % 2 else (new, old)
@@ -250,12 +214,6 @@ def main() -> None:
             old = version(tree)
             new = version(ROOT)
             print(f"{'':44}{'old':>12}{'new':>12}{'new / old':>12}  (medians)")
-            for name in () if options.host else ("calls", f"calls{WITHOUT}"):
-                before = old.ask(name)
-                after = new.ask(name)
-                for fact in before:
-                    title = f"{fact} of a forward pass{name.removeprefix('calls')}"
-                    print(f"{title:44}{before[fact]:12}{after[fact]:12}")
             for name in ON_CUPY if options.host else cases():
                 if options.only not in name:
                     continue

@@ -1,11 +1,11 @@
-"""Measures a card: how long blocks wait for one another, with the barriers of the loops, and how
-fast memory is copied.
+"""How long blocks of a kernel wait for one another on a card, with the barriers of the loops,
+and how fast memory is copied.
 
     python -m bench.barriers [--json FILE]
 
-Needs a CUDA machine. A kernel that does nothing but wait runs for few and for many steps; the
-difference of the times is that of the barriers alone. On sm_90 it also says how many clusters of
-each size run at once with as much shared memory as a block may have: clusters that come beyond that
+It needs a CUDA machine. A kernel that only waits runs for few and for many steps; the difference of
+the two times is the time of the barriers alone. On sm_90 the program also says how many clusters of
+each size run at once, if each block takes as much shared memory as it may. Clusters beyond that
 number wait for others to end.
 """
 

@@ -19,7 +19,7 @@ LARGE = (64, 32, 1024, 1024)  # T, B, D, H
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, its sizes, and what is done with it."""
+    """A layer, its sizes, and the work that is timed."""
 
     layer: str
     T: int
@@ -32,7 +32,9 @@ class Case:
     ragged: bool = False  # sequences of T/4 to T steps
     reset: float = 0.0  # the share of steps before which the state is reset
     train: bool = True  # forward and backward, else a forward pass that keeps nothing
-    second: bool = False  # a product with the Hessian by the parameters, else the gradient
+    second: bool = (
+        False  # a product with the Hessian with respect to the parameters, else the gradient
+    )
 
     def __str__(self) -> str:
         return f"{self.T},{self.B},{self.D},{self.H} {self.dtype}"

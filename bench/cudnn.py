@@ -3,9 +3,9 @@ without a CUDA graph.
 
     python -m bench.cudnn [--seconds N] [--json FILE]
 
-Needs a CUDA machine with CuPy and PyTorch. Both sides have the same weights and inputs, and what
-they give is compared. The cases that are most asked for come first; those that N seconds do not
-suffice for are listed as left out.
+It needs a CUDA machine with CuPy and PyTorch. Both sides have the same weights and inputs, and
+their results are compared. The most important cases come first. If N seconds do not suffice, the
+other cases are listed as left out.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """All, those first that matter most."""
+    """Return all cases, the most important first."""
     order = [
         ("lstm", True, False),
         ("gru", True, False),

@@ -1,9 +1,9 @@
 """Times of calls on a GPU side by side: until the host has the result, and of the device alone.
 
-A device that waits for the host looks busy to a pair of events around a call. So the device is
-first kept busy until the host has asked for everything; the events then see kernels one after the
-other. Where a call asks for more kernels than the device's queue holds, or waits for the device
-itself, what the host takes is in both times.
+A pair of events around a call counts the time in which the device waits for the host. So the device
+is first kept busy until the host has asked for everything; the events then see kernels one after
+the other. If a call asks for more kernels than the device's queue holds, or waits for the device
+itself, both times include the host's time.
 """
 
 from __future__ import annotations

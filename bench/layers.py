@@ -2,13 +2,19 @@
 
     python -m bench.layers [CASE ...] [--json FILE]
 
-CASE is one or several of lstm, gru, rnn and stack (an LSTM of 2 layers in both directions), forward
-and backward; lengths, the same of an LSTM over sequences of T/4 to T steps, which PyTorch packs and
-unpacks; resets, the same of LSTM, GRU, mLSTM and two blocks of an xLSTM whose states are reset
-before one step in 32, beside them without resets, and beside PyTorch's loop over steps with masks;
-inference, an LSTM forward alone; scan, a minGRU and a minLSTM beside our GRU; and sequences, the
-gradients of single sequences by one backward pass of an LSTM beside a plain backward pass and as
-many passes as sequences; all by default. On a GPU, `bench.cudnn` times layers.
+CASE is one or several of these, by default all:
+
+    lstm, gru, rnn  forward and backward
+    stack           an LSTM of 2 layers in both directions
+    lengths         an LSTM over sequences of T/4 to T steps, which PyTorch packs and unpacks
+    resets          LSTM, GRU, mLSTM and two xLSTM blocks, with a reset before one step in 32, beside
+                    the same without resets, and beside PyTorch's loop over steps with masks
+    inference       an LSTM forward alone
+    scan            a minGRU and a minLSTM beside our GRU
+    sequences       gradients of single sequences by one backward pass of an LSTM, beside a plain
+                    backward pass, and beside one pass for each sequence
+
+On a GPU, `bench.cudnn` times layers.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Limits: the time that a pass takes at least on a card, from formulas and data sheets.
+"""Limits: the least time of a pass on a card, from formulas and data sheets.
 
 With D = H an LSTM multiplies 16 T B H^2 forward and twice that backward, a GRU three quarters of
-it. Every step waits once for the other blocks, backward one and a half times as long. An mLSTM
-reads and writes its matrix memory at every step, in registers at best, so its arrays have to come
-from memory and go there. Peaks are those of the quickest card of a kind: a slower clock is slower
-than the limit.
+it. Every step waits once for the other blocks; a step backward waits one and a half times as long.
+An mLSTM reads and writes its matrix memory at every step, in registers at best, so only its arrays
+have to come from memory and go there. Peaks are of the quickest card of a kind: a slower clock is
+slower than the limit.
 """
 
 from __future__ import annotations

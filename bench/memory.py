@@ -1,5 +1,5 @@
-"""Peak memory of an LSTM forward + backward beyond weights, input and libraries, each in a process
-of its own.
+"""Peak memory of an LSTM forward + backward, not counting weights, input and libraries, each in a
+process of its own.
 
 python -m bench.memory [--json FILE]
 """

@@ -1,13 +1,12 @@
-"""The heads of an mLSTM, forward and backward, beside the published Triton kernels where they are
+"""The heads of an mLSTM, forward and backward, beside the published Triton kernels if they are
 installed.
 
     python -m bench.mlstm [--seconds N] [--json FILE]
 
-Needs a CUDA machine with CuPy. The kernels come with `pip install mlstm_kernels einops torch
-triton`; where they are missing, a row says so. Their products of float32 are TF32, so they have no
-row in float32. Both sides have the same queries, keys, values and gates. The outputs and the
-gradients of values are compared: in the others the kernels leave out what comes through the
-denominator.
+It needs a CUDA machine with CuPy. The kernels come with `pip install mlstm_kernels einops torch
+triton`; without them, a row says so. They multiply float32 in TF32, so they have no row in float32.
+Both sides have the same queries, keys, values and gates. The outputs and the gradients with respect
+to the values are compared. The kernels' other gradients leave out the path through the denominator.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """All, those first that matter most."""
+    """Return all cases, the most important first."""
     return [
         Case(*shape, name, train)
         for train in (True, False)

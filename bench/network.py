@@ -4,19 +4,20 @@
     [--rounds N] [--models NAME ...] [--ranks N ...] [--megabytes N] [--json FILE]
 
 A process plays one of many equal ranks, each on a machine of its own, and computes its share of a
-batch on one core. The network is a double: what ranks do together returns what equal ranks would
-have sent, in the time that a latency and a bandwidth give. That time is added to the processor time
-of the rank and of the thread in which its sums go on, so that other work of the machine does not
-count. The efficiency is the time of a step without other ranks over that of a step with them. It may
+batch on one core. The network is a double: a sum returns what equal ranks would have sent, in the
+time that a latency and a bandwidth give. This time is added to the processor time of the rank and of
+the thread that runs its sums, so that other work on the machine does not count.
+
+The efficiency is the time of a step without other ranks over the time of a step with them. It may
 be above 1, since ranks share the update of large models. A network that takes no time ("none") shows
 the work of a rank for its sums, which the model leaves out. `--megabytes` is the size of a bucket of
 gradients in the rows with "overlap", which sum buckets beside the backward pass.
 
 Collectives take the time that they have in MPICH (Thakur, Rabenseifner and Gropp 2005,
-https://doi.org/10.1177/1094342005051521): an array is summed by recursive halving and doubling after
-Rabenseifner, and parts go to each rank by itself where they have 512 kB or more together. In the
-model the backward pass is two thirds of both passes, and a bucket is ready when the backward pass has
-come as far as the bucket's end among the parameters.
+https://doi.org/10.1177/1094342005051521). An array is summed by recursive halving and doubling after
+Rabenseifner; parts go to each rank by themselves if they have 512 kB or more together. In the model
+the backward pass is two thirds of both passes. A bucket is ready when the backward pass has come as
+far as the bucket's end among the parameters.
 
 The rows of a GPU are estimates by the model alone, for an assumed speed.
 """

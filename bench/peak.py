@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-CALLS = 3  # the first takes memory, later ones show what is given back and taken again
+CALLS = 3  # the first takes memory, later ones give it back and take it again
 STATUS = Path("/proc/self/status")
 REFS = Path("/proc/self/clear_refs")
 

@@ -2,7 +2,7 @@
 
     python -m bench.published --peer FOLDER [--json FILE]
 
-Theirs has the import name of this project, so it runs in a process of its own, which waits while
+The package has the import name of this project, so it runs in a process of its own, which waits while
 ours runs:
 
     pip install --target FOLDER --no-deps xlstm mlstm_kernels && pip install einops torch

@@ -3,13 +3,16 @@ goes.
 
     python -m bench.ranks [--rounds N] [--seconds S] [--models NAME ...] [--ranks N ...] [--json FILE]
 
-It needs mpi4py and mpich, and cores on which nothing else runs. Programs are started in turn, and
-each trains for some seconds. "process" is one process with a thread for each core. "strong" divides
-its batch among ranks, and "weak" gives as large a batch to every rank. "quotient" is sequences a
-second over those of "process". "efficiency" is sequences a second and rank over those of one rank;
-where ranks are more than cores, which a star marks, it is at most cores / ranks. "sums" is the share
-of a step in which rank 0 does nothing but sums with others, and "waiting" the share in which it
-waits until all others have come to them.
+It needs mpi4py and mpich, and idle cores. Programs start in turn, and each trains for some seconds.
+
+    "process"     one process with a thread for each core
+    "strong"      ranks that divide the batch of "process"
+    "weak"        ranks that each have as large a batch
+    "quotient"    sequences a second, relative to "process"
+    "efficiency"  sequences a second and rank, relative to one rank; with more ranks than cores, which
+                  a star marks, it is at most cores / ranks
+    "sums"        the share of a step in which rank 0 does nothing but sums with others
+    "waiting"     the share in which it waits until all others have come to a sum
 """
 
 from __future__ import annotations

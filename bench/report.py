@@ -59,18 +59,18 @@ def about(lines: list[Line]) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """In Markdown."""
+    """Return a table in Markdown."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def number(value: float | None) -> str:
-    """A ratio."""
+    """Return a ratio as text, empty without one."""
     return "" if value is None else f"{value:.2f}"
 
 
 def peers_of(lines: list[Line]) -> list[str]:
-    """Names of peers, those first that most is compared with."""
+    """Return names of peers, the most frequent first."""
     names = [
         name for line in lines for name in line["results"] if name not in ("xlstm", ALONE, PRODUCTS)
     ]
@@ -78,7 +78,7 @@ def peers_of(lines: list[Line]) -> list[str]:
 
 
 def details(lines: list[Line]) -> str:
-    """A row for each case of one benchmark."""
+    """Return a table with a row for each case of one benchmark."""
     peers = peers_of(lines)
     scale, unit = (1e3, "ms") if lines[0]["unit"] == "seconds" else (1e-6, "MB")
     alone = bool(peers) and any(ALONE in line["results"] for line in lines)
@@ -100,7 +100,7 @@ def details(lines: list[Line]) -> str:
 
 
 def summary(lines: list[Line]) -> str:
-    """A row for each group: geometric mean and worst case of its ratios."""
+    """Return a table with a row for each group: geometric mean and worst of its ratios."""
     peers = peers_of(lines)
     compared = [*(("xlstm", peer) for peer in peers), *((ALONE, peer) for peer in peers[:1])]
     rows = []
@@ -133,7 +133,7 @@ def text(lines: list[Line], paths: list[Path]) -> str:
 
 
 def published(lines: list[Line]) -> str:
-    """Beside the published xLSTM packages."""
+    """Return the table beside the published xLSTM packages, if they were timed."""
     some = by_bench(lines).get("published")
     if some is None:
         return ""

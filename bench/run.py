@@ -73,7 +73,7 @@ def beside(
 
 
 def start(bench: str) -> None:
-    """Say what is measured, and in how many threads."""
+    """Print the name of the benchmark, and the number of threads."""
     print(
         f"{bench}: median, and xlstm / peer; compiled loops: {info.compiled()}; "
         f"threads: {cores.threads()}, of JAX and Keras one for each of {cores.usable()} cores"
@@ -119,7 +119,7 @@ def record(
 
 
 def append(path: Path | None, line: Mapping[str, Any]) -> None:
-    """Append a line of JSON to a file, if there is one, with what its times depend on."""
+    """Append a line of JSON to a file, if there is one, with machine and versions."""
     if path is not None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**line, "machine": info.describe()}) + "\n")

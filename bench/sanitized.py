@@ -1,8 +1,8 @@
-"""Every cell by every path over small shapes: what `bench.sanitize` runs under compute-sanitizer.
+"""Every cell by every path over small shapes; `bench.sanitize` runs this under compute-sanitizer.
 
     python -m bench.sanitized [--paths NAME ...] [--widths H ...]
 
-Each array has memory of its own, so that what lies beyond one is nobody's.
+Each array has memory of its own, so that memory beyond its end belongs to no other.
 """
 
 from __future__ import annotations

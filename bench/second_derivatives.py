@@ -1,5 +1,5 @@
-"""Products of a vector with the Hessian by all parameters: beside one gradient on the same engine,
-and beside PyTorch's double backward.
+"""Products of a vector with the Hessian with respect to all parameters: beside one gradient on
+the same engine, and beside PyTorch's double backward.
 
     python -m bench.second_derivatives [--json FILE]
 

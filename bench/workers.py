@@ -28,7 +28,7 @@ class Worker:
         )
 
     def ask(self, *request: Any) -> Any:
-        """Return the answer to a request; the worker says which there are."""
+        """Return the answer to a request of the worker's."""
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -47,7 +47,7 @@ class Theirs(Worker):
     """
 
     def __init__(self, worker: str, peer: Path, folder: str | Path) -> None:
-        """Start it in a folder in which nothing of ours is to be found."""
+        """Start the process in a folder that has nothing of ours."""
         program = str(Path(__file__).with_name(worker))
         command = [sys.executable, program, str(peer), str(cores.threads())]
         super().__init__(command, folder, {**os.environ, "PYTHONPATH": ""})

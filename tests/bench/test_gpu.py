@@ -96,7 +96,7 @@ def test_parts_are_run_within_the_budget_and_none_goes_missing():
     def execute(argv, seconds, environment):
         used = min(takes.get(argv[0], 10), seconds)
         clock.time += used
-        return (gpu.OK if used < seconds else gpu.CUT), f"{seconds:.0f}"
+        return (gpu.OK if used < seconds else gpu.CUT), f"{seconds:.0f}", []
 
     names = [part.name for part in gpu.PARTS]
     outcomes = gpu.check(names, 420, make, lambda o: told.append(len(o)), execute, clock)
@@ -108,6 +108,8 @@ def test_parts_are_run_within_the_budget_and_none_goes_missing():
         "cupy is not installed",
         "AttributeError: no such attribute",
     ]
+    assert [o.name for o in outcomes if o.tail] == ["mlstm"]
+    assert outcomes[names.index("mlstm")].tail[-1] == "AttributeError: no such attribute"
     assert told == [*range(1, len(names) + 1)]
     assert clock.time <= 420
     assert gpu.status(outcomes, False) == 1
@@ -117,15 +119,36 @@ def test_parts_are_run_within_the_budget_and_none_goes_missing():
 
 def test_a_part_is_a_process_that_is_stopped_in_time(capfd):
     code = "import os; print('all is', os.environ['WORD'])"
-    assert gpu.run(["-c", code], 600, {"WORD": "well"}) == (gpu.OK, "all is well")
+    assert gpu.run(["-c", code], 600, {"WORD": "well"}) == (gpu.OK, "all is well", [])
     assert "all is well" in capfd.readouterr().out
-    assert gpu.run(["-c", "import sys; print('no'); sys.exit(3)"], 600, {}) == (
-        gpu.FAILED,
-        "exit status 3: no",
-    )
-    result, said = gpu.run(["-c", "import time; time.sleep(600)"], 1, {})
-    assert result == gpu.CUT
+    code = "for k in range(99): print(k)\nprint('  no\\n'); raise SystemExit(3)"
+    last = [*map(str, range(61, 99)), "  no", ""]
+    assert gpu.run(["-c", code], 600, {}) == (gpu.FAILED, "exit status 3: no", last)
+    result, said, tail = gpu.run(["-c", "import time; time.sleep(600)"], 1, {})
+    assert (result, tail) == (gpu.CUT, [])
     assert said.startswith("stopped after 1 s")
+    code = "import time\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('1 failed')"
+    assert gpu.run(["-c", code], 5, {}) == (
+        gpu.FAILED,
+        "stopped after 5 s: 1 failed",
+        ["1 failed"],
+    )
+
+
+def test_slow_tests_leave_time_for_cudnn():
+    """Parts that take all that they may: tests come before cudnn, which still has its least."""
+    clock = Clock()
+
+    def execute(argv, seconds, environment):
+        clock.time += seconds
+        return gpu.CUT, "", []
+
+    names = [part.name for part in gpu.PARTS]
+    outcomes = gpu.check(names, gpu.TOTAL, lambda *_: ([], {}), id, execute, clock)
+    least = {part.name: part.least for part in gpu.PARTS}
+    assert all(o.seconds >= least[o.name] for o in outcomes)
+    assert names.index("tests") < names.index("cudnn")
+    assert clock.time <= gpu.TOTAL
 
 
 def row(precision="TF32", wall=1.0, peers=(4.0, 3.0), **changes):
@@ -159,7 +182,10 @@ def test_the_table_and_the_goals():
         "device": CARDS["h100"]._asdict(),
         "barriers": {"copied": 2e12, **barriers_of},
         "cudnn": {"rows": [row(), slow, wrong, broken], "left out": ["one more"]},
-        "parts": [gpu.Outcome("tests", gpu.OK, 12.3, "5 passed")._asdict()],
+        "parts": [
+            gpu.Outcome("tests", gpu.OK, 12.3, "5 passed", [])._asdict(),
+            gpu.Outcome("cudnn", gpu.FAILED, 1.0, "no", ["Traceback", "no"])._asdict(),
+        ],
     }
     tf32, bf16, fp16 = gpu_table.lines(record)
     assert (tf32.ratio, bf16.ratio) == pytest.approx((1 / 3, 0.6))  # to the quickest
@@ -168,6 +194,7 @@ def test_the_table_and_the_goals():
     assert "<= 0.5: 1 of 2, missed" in goals[1]
     assert "0 of 1, missed" in goals[2]  # wrong results meet no goal
     said = gpu_table.text(record)
+    assert said.endswith("cudnn, its last lines:\nTraceback\nno")
     for part in (
         "failed: another: broke",
         "time: one more",

@@ -47,7 +47,6 @@ def sizes(monkeypatch, name, **values):
     [
         ("training_step", {}),
         ("step", {}),
-        ("imports", {"PACKAGES": {"xlstm": "xlstm", "another": "no_such_package"}}),
         ("memory", {"SIZES": [], "LARGE": (3, 2, 4, 5)}),
         ("second_derivatives", {"CASES": [Case("gru", 3, 2, 4, 5), Case("xlstm", 3, 2, 4, 4)]}),
     ],
@@ -58,6 +57,18 @@ def test_times_and_memory(run, monkeypatch, name, small):
     lines = run(name, "--rounds", 1)
     assert lines
     assert all(line["results"]["xlstm"]["median"] > 0 for line in lines)
+
+
+def test_footprint(run, monkeypatch, capfd):
+    """A library whose program fails is named, and the others are measured."""
+    libraries = {"Python": ("", "pass"), "broken": ("", "raise SystemExit(3)")}
+    sizes(monkeypatch, "footprint", LIBRARIES=libraries)
+    (line,) = run("footprint", "--rounds", 1)
+    assert line["name"] == "Python"
+    assert line["packages"] == []
+    assert line["bytes"] > 0
+    assert 0 < line["results"]["best"] <= line["results"]["median"]
+    assert "without broken: " in capfd.readouterr().out
 
 
 @launcher.needed
