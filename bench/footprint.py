@@ -27,7 +27,7 @@ from bench.options import file_name
 from xlstm import LSTM
 from xlstm.interop.onnx import to_onnx
 
-ROOT = str(Path(__file__).resolve().parents[1])
+ROOT = Path(__file__).resolve().parents[1]
 
 TORCH = "torch.nn.LSTM(1, 50)(torch.zeros(32, 1, 1))"
 OURS = """import numpy, xlstm
@@ -94,8 +94,8 @@ def main() -> None:
             env={**os.environ, "PYTHONPATH": "", "XDG_CACHE_HOME": name},
             stdout=subprocess.PIPE,
         )
-        lines: dict[str, dict[str, Any]] = {}
-        seconds: dict[str, list[float]] = {}
+        lines = {}
+        seconds = {name: [] for name in options.only}
         for k in range(options.rounds + 1):
             for library in options.only if k == 0 else list(lines):
                 words, code = LIBRARIES[library]
@@ -104,12 +104,11 @@ def main() -> None:
                     if k == 0:
                         lines[library] = installed(folder, words, execute)
                     begun = time.perf_counter()
-                    execute([folder / "bin" / "python", "-c", code])
+                    execute([folder / "bin" / "python", "-P", "-c", code])
+                    seconds[library].append(time.perf_counter() - begun)
                 except subprocess.CalledProcessError as error:
                     print(f"without {library}: {error}", flush=True)
                     lines.pop(library, None)
-                    continue
-                seconds.setdefault(library, []).append(time.perf_counter() - begun)
     print("| library | packages | MB | least s | median s | first s |")
     for library, line in lines.items():
         first, *later = seconds[library]
@@ -126,9 +125,9 @@ def installed(folder: Path, words: str, execute: Any) -> dict[str, Any]:
     venv.create(folder, symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "-q"]
     if words:
-        execute([*pip, "install", *(ROOT + w[1:] if w[0] == "." else w for w in words.split())])
+        execute([*pip, "install", *words.split()], cwd=ROOT)
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    packages = execute([*pip, "freeze"]).stdout.decode().split("\n")[:-1]
+    packages = execute([*pip, "list", "--format=freeze"]).stdout.decode().split("\n")[:-1]
     return {"packages": packages, "bytes": sum(path.stat().st_size for path in files)}
 
 

@@ -82,11 +82,9 @@ def main() -> None:
             if name == "scan":
                 for kind in ("minlstm", "gru"):
                     call = cases.ours(replace(case, layer=kind))
-                    alone = cases.without_compiling(call)
-                    theirs |= {
-                        kind: functools.partial(lambda call: call, call),
-                        f"{kind}, NumPy alone": functools.partial(lambda call: call, alone),
-                    }
+                    theirs[kind] = lambda call=call: call
+                    alone = functools.partial(cases.without_compiling, call)
+                    theirs[f"{kind}, NumPy alone"] = alone
             if name == "sequences":
                 ours = cases.backward(case, per_sequence=True)
                 theirs = {
