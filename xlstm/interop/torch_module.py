@@ -641,6 +641,7 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self._bridge = Bridge("module", layer)
         self.layer = layer
+        self._random = layer.random  # read here: torch.compile cannot trace how a layer finds it
         self._spec = spec_of(self._bridge)
         self._paths = [name.split(".") for name in self._bridge.names]
         params = _drawn(layer, seed) if params is None else params
@@ -696,7 +697,7 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
             start = [a.to(dtype) for a, dtype in zip(start, dtypes, strict=False)]
         seed = (
             torch.randint(LARGEST_SEED, (), device="cpu")
-            if self.training and bridge.layer.random
+            if self.training and self._random
             else None
         )
         y, *end = run(bridge, self._spec, x, params, start, (lengths, seed, resets, cu_seqlens))
