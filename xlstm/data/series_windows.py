@@ -117,7 +117,7 @@ class SeriesWindows(ByRows):
     The rows are in memory only once, however much the windows overlap.
 
     In x, a missing value (NaN) is replaced by the last value before it. As a target, it does not
-    count. Rows before the first value of any column are left out.
+    count. Rows at the beginning are left out until every column has had a value.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ DERIVED = 32768
 
 
 class ArrayApi:
-    """Run the cell's own functions step by step."""
+    """The engine that runs the cell's own functions step by step."""
 
     name = "array_api"
 

@@ -28,7 +28,8 @@ __all__ = ["Engine", "use"]
 
 
 class Engine(Protocol):
-    """Run one recurrent layer in one direction over a packed batch.
+    """The base class of engines; an engine runs a recurrent layer in one direction over a packed
+    batch.
 
     To add an engine, derive a class from this one and put an instance into `ENGINES`. Write
     `refuses`, `forward` and `backward`. A single step, as for streaming, is by default a pass of

@@ -335,7 +335,8 @@ def clip_global_norm(
     norm : 0-d array, optional
         The global norm, if it is already known.
     in_place : bool
-        Whether gradients may be changed in-place. Contiguous CuPy gradients are.
+        Whether gradients may be changed in-place. CuPy gradients are, if all of them are
+        contiguous.
 
     Returns
     -------

@@ -30,8 +30,8 @@ class RangeTest(NamedTuple):
         The smoothed loss at each rate.
     suggestion : float
         A learning rate to start with, at least `low`. It is a tenth of the rate at which the
-        smoothed loss was lowest relative to the starting weights' loss on the same batches; a
-        little beyond that rate, training diverges.
+        smoothed loss was furthest below the starting weights' loss on the same batches; a little
+        beyond that rate, training diverges.
     """
 
     rates: np.ndarray[Any, Any]

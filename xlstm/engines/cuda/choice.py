@@ -82,9 +82,11 @@ def use(path: str | None = None, precision: str | None = None) -> Iterator[None]
         XLSTM_CUDA_PATH sets the path for the process.
     precision : {"float32", "tf32"}, optional
         The precision of products of float32 arrays in the kernels. "float32", the default, keeps
-        the digits of float32: tensor cores compute three products of two float16, unless ordinary
-        arithmetic should be faster. "tf32" computes one product, with 11 bits of each factor. The
-        environment variable XLSTM_CUDA_PRECISION sets the precision for the process.
+        the digits of float32. In loops over time, tensor cores compute it as three products of two
+        float16, unless ordinary arithmetic should be faster; "tf32" is one product there, with 11
+        bits of each factor. The kernels of the mLSTM split a number into three bfloat16, or two
+        with "tf32" (16 digits). The environment variable XLSTM_CUDA_PRECISION sets the precision
+        for the process.
 
     Raises
     ------

@@ -46,7 +46,7 @@ SMALL = 10**6
 
 
 class Numba:
-    """Run loops that Numba compiles from a cell's trace."""
+    """The engine that runs loops that Numba compiles from a cell's trace."""
 
     name = "numba"
 

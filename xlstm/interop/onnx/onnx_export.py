@@ -140,12 +140,10 @@ def to_onnx(
 
     Raises
     ------
-    ValueError
-        A cell of your own uses a function that has no form in ONNX. Parameters are missing, surplus
-        or misshapen. An option does not apply to the layer, or `resets` is True. The installed onnx
-        does not know the opset. A forecaster uses the calendar, holidays or columns of text.
-    TypeError
-        `layer` is not a layer, a model or an estimator that files support.
+    ValueError A cell of your own uses a function that has no form in ONNX. Parameters are missing,
+    surplus or misshapen. An option does not apply to the layer, or `resets` is True. The installed
+    onnx does not know the opset. A forecaster uses the calendar, holidays or columns of text.
+    TypeError `layer` is not a layer or a model, nor an estimator that can be saved to a file.
     OSError
         The file cannot be written.
     ImportError

@@ -44,8 +44,8 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
         The model, or its file.
     node : str, optional
         The name of the node or, if it has none, of its first output. By default it is the only
-        recurrent node of the model. If the node's input is transposed from batch first, the layer
-        then has `batch_first=True`.
+        recurrent node of the model. Only in this case, an input that is transposed from batch first
+        gives the layer `batch_first=True`; with `node` it does not.
 
     Returns
     -------

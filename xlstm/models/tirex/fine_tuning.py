@@ -32,9 +32,9 @@ class PatchWindows:
     their number is random. In validation, without random numbers, it is the number of patches in
     the horizon after the first.
 
-    A window of TiRex-2 has all targets and covariates of an item, which see each other as in a
-    forecast. Covariates are no targets. Covariates that are known in advance stay visible for the
-    hidden patches and for the next one.
+    A window of TiRex-2 has all targets and covariates of an item; which rows see each other is as
+    in a forecast. Covariates are no targets. Covariates that are known in advance stay visible for
+    the hidden patches and for the next one.
 
     Parameters
     ----------

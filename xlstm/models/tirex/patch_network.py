@@ -246,7 +246,7 @@ class PatchNetwork(Backbone):
             series or item separately.
         past, future : array, or list, optional
             Covariates of TiRex-2, as for its `forecast`; `future` may end with the series. The
-            targets and covariates of an item see each other as in a forecast.
+            targets of an item see its covariates, as in a forecast.
         weights : {"all", "head", "adapters"}
             The weights to train: all parameters, the layer after the last block, or low-rank
             changes of all matrices (`training.LowRank`). Weights of TiRex-2 that the data do not

@@ -280,8 +280,8 @@ class TiRex2(PatchNetwork):
         """Return forecasts of one or several targets with covariates, without any training on them.
 
         The network sees the last `context` values of each row, scaled by their mean and standard
-        deviation, and predicts all steps at once. The targets and covariates of one item see each
-        other, but a covariate sees no target. Items do not influence each other.
+        deviation, and predicts all steps at once. In one item, targets see all rows, and covariates
+        see only covariates. Items do not influence each other.
 
         Parameters
         ----------
