@@ -1,4 +1,4 @@
-"""Where commands print to, and how they end: one line an error, and exit codes."""
+"""Output of commands and their ends: one line for each error, and exit codes."""
 
 from __future__ import annotations
 

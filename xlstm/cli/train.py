@@ -237,7 +237,7 @@ def train_forecast(
     """Fit a forecaster to a series, with a network if that helps, and compare it with simple
     methods.
 
-    The first 60 % of the series train the network. The next 20 % decide when training stops and
+    The first 60 % of the series are for training the network. The next 20 % decide when training stops and
     whether the network is used. The last 20 % are the test. Then everything but the network is
     fitted once more, to the whole series. `train forecast` also keeps checkpoints and a history.
     """

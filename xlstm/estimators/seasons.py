@@ -14,7 +14,7 @@ LENGTHS = (4, 7, 12, 24, 48, 52)  # steps: quarters, days, months, hours, half h
 # The longer season beside a shorter one: a week of hours or of half hours, and a year of days.
 LONGER = {24: 168, 48: 336, 7: 365}
 SHARE = 0.1  # least share of the variance of changes that a season surely explains
-CERTAIN = 2.0  # standard deviations, by noise, that count as sure
+CERTAIN = 2.0  # a season stands this many standard deviations of noise above 0
 SOME = 0.5  # the same for a longer season, about which validation errors decide
 MORE = 0.05  # least share of the shorter season's residual variance that the longer one explains
 LEAST = 2.0  # least number of seasons in a series

@@ -27,8 +27,9 @@ MEDIAN = (0.5,)
 COPIED = 1 << 23  # the most values of series that are copied at once
 
 
-class HorizonWarning(RuntimeWarning): """A warning: a forecast is longer than the trained horizon,
-or so long that its last windows hold no value of the series."""
+class HorizonWarning(RuntimeWarning):
+    """A warning: a forecast is longer than the trained horizon,
+    or so long that its last windows hold no value of the series."""
 
 
 class Forecast(NamedTuple):
