@@ -123,9 +123,9 @@ def main() -> None:
 def installed(folder: Path, words: str, execute: Any) -> dict[str, Any]:
     """Return the packages that pip installs into a new environment, and their bytes."""
     venv.create(folder, symlinks=True)
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "-q"]
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
     if words:
-        execute([*pip, "install", *words.split()], cwd=ROOT)
+        execute([*pip, "install", "-q", *words.split()], cwd=ROOT)
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     packages = execute([*pip, "list", "--format=freeze"]).stdout.decode().split("\n")[:-1]
     return {"packages": packages, "bytes": sum(path.stat().st_size for path in files)}
