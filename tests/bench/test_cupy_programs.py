@@ -113,13 +113,12 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
 
     def here(argv, seconds, environment):
         if argv[1] in ("pytest", "xlstm", "bench.sanitize"):
-            return bench_gpu.OK, ""
+            return bench_gpu.OK, "", []
         arguments = [
             a if before != "--processes" else "1" for before, a in itertools.pairwise(argv[1:])
         ]
-        return (
-            bench_gpu.FAILED if program(monkeypatch, argv[1], *arguments) else bench_gpu.OK
-        ), "ran"
+        code = program(monkeypatch, argv[1], *arguments)
+        return (bench_gpu.FAILED if code else bench_gpu.OK), "ran", []
 
     monkeypatch.setattr(bench_gpu.check, "__defaults__", (here, time.monotonic))
     monkeypatch.setattr(
