@@ -1,0 +1,1 @@
+"""Code that needs only NumPy, array-api-compat and safetensors."""
