@@ -73,7 +73,7 @@ OF_ONE_VERSION = ["attacks", "bench", "examples", "arrays/test_workspace.py", "c
                   "cli/test_inspect.py", "engines/cuda/test_kernels.py", "engines/test_batch_sizes.py",
                   "project/test_docs.py", "test_parity.py"]  # fmt: skip
 # Tests of signals, threads and forks, which another Python may fail, but not another package.
-OF_PYTHON = ["tests/engines/test_concurrency.py", "tests/cli/test_process.py", "tests/cli/test_process_signals.py",
+OF_PYTHON = ["tests/engines/test_concurrency.py", "tests/cli/test_process.py", "tests/core/test_process_signals.py",
              "tests/training/test_resume.py", "tests/training/test_parallel.py"]  # fmt: skip
 LEFT_OUT = [
     f"tests/{path}"

@@ -24,8 +24,7 @@ from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import Leaf, SequenceLayer
-from xlstm.models import ESRNN, SequenceModel, TiRex, TiRex2
-from xlstm.models.model_files import Model
+from xlstm.models import ESRNN, SequenceModel, TiRex, TiRex2, model_files
 
 # Every option with the values worth a test, the first being the default.
 COMMON = {
@@ -347,7 +346,11 @@ def takes_tokens(layer):
 
 def has_file(layer):
     """Whether `models.save` takes it."""
-    return isinstance(layer, Model)
+    try:
+        model_files.config_of("save", layer)
+    except TypeError:
+        return False
+    return True
 
 
 def time_axis(layer):

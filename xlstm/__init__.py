@@ -45,7 +45,7 @@ Other libraries
     interop             weights of PyTorch, Keras, ONNX and the published xLSTM packages
 """
 
-from xlstm.cli import process_signals  # noqa: F401  # isort: skip (first: signals during imports, those of Python too)
+from xlstm.core import process_signals  # noqa: F401  # isort: skip (first: signals during imports, those of Python too)
 
 import importlib
 from typing import Any

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from xlstm.cli import process_signals
+from xlstm.core import process_signals
 
 PATH = f"import sys\nsys.path[:] = {sys.path!r}\n"
-START = "import signal, sys\nfrom xlstm.cli import process_signals\nprocess_signals.interrupt()\n"
+START = "import signal, sys\nfrom xlstm.core import process_signals\nprocess_signals.interrupt()\n"
 
 
 def run(code):
@@ -60,7 +60,7 @@ def test_signals_are_handled_before_anything_that_takes_long_to_import():
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", PATH + FIRST], capture_output=True, text=True
     )
-    found = {*done.stdout.split()} - {"xlstm", "xlstm.cli", "xlstm.cli.process_signals"}
+    found = {*done.stdout.split()} - {"xlstm", "xlstm.core", "xlstm.core.process_signals"}
     assert found <= {"__future__", "atexit", "itertools"}, done
 
 

@@ -13,7 +13,7 @@ import textwrap
 
 import pytest
 
-from xlstm.engines.numba.deferred_signals import held
+from xlstm.core.deferred_signals import held
 
 SECONDS = 600  # a bound against hangs, far above what a case takes
 

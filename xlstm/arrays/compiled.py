@@ -10,6 +10,7 @@ import functools
 import importlib
 from typing import Any
 
+VARIABLE = "XLSTM_COMPILE"  # 0 in the environment forbids Numba, 1 demands it
 MODULES = {
     "loops": "xlstm.engines.numba.chains",  # run, walk
     "products": "xlstm.engines.numba.packed_products",  # matmul

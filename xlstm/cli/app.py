@@ -14,7 +14,7 @@ from typer import Option
 from typer.core import TyperGroup
 
 import xlstm
-from xlstm.cli import launch, process_signals, train
+from xlstm.cli import launch, train
 from xlstm.cli.bench import bench
 from xlstm.cli.compare_backends import compare
 from xlstm.cli.console import Log, one_line_errors, out, show, tell
@@ -22,6 +22,7 @@ from xlstm.cli.export_import import export, import_
 from xlstm.cli.info import check_kernels, info
 from xlstm.cli.inspect import inspect_model
 from xlstm.cli.predict import evaluate, forecast, generate, predict
+from xlstm.core import process_signals
 
 HELP_NAMES = ["-h", "--help"]
 DEFAULT = "series"  # the command of `xlstm train` alone

@@ -19,6 +19,7 @@ import xlstm
 from xlstm import losses
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
+from xlstm.arrays.compiled import VARIABLE
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import generator
@@ -39,7 +40,6 @@ from xlstm.cli.timing import (
 )
 from xlstm.data import writing
 from xlstm.engines.engine import use
-from xlstm.engines.numba import jit
 from xlstm.examples import gate_by_gate
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import optimizers
@@ -274,10 +274,10 @@ def differences(arrays: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[
 @contextlib.contextmanager
 def _running(variant: Variant) -> Iterator[None]:
     """Run layers as a variant does."""
-    before = os.environ.get(jit.VARIABLE)
+    before = os.environ.get(VARIABLE)
     try:
         if variant.compile is not None:
-            os.environ[jit.VARIABLE] = variant.compile
+            os.environ[VARIABLE] = variant.compile
         # The numbers show which are not finite. BLAS may warn of invalid numbers even if all are
         # finite.
         with (
@@ -286,9 +286,9 @@ def _running(variant: Variant) -> Iterator[None]:
         ):
             yield
     finally:
-        os.environ.pop(jit.VARIABLE, None)
+        os.environ.pop(VARIABLE, None)
         if before is not None:
-            os.environ[jit.VARIABLE] = before
+            os.environ[VARIABLE] = before
 
 
 def _print_rows(program: Program, rows: Sequence[Measurement]) -> None:

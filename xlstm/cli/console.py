@@ -18,7 +18,7 @@ from rich.text import Text
 
 from xlstm import distributed
 from xlstm.arrays.convert import BackendError
-from xlstm.cli import process_signals
+from xlstm.core import process_signals
 from xlstm.training import Terminated
 
 # Errors whose message says enough; others show a traceback.

@@ -16,6 +16,7 @@ from typer import Option
 import xlstm
 from xlstm.arrays import checks, cores, optional_imports
 from xlstm.arrays.backend import available_backends, backend
+from xlstm.arrays.compiled import VARIABLE
 from xlstm.arrays.namespace import DTYPES
 from xlstm.cli.console import out
 from xlstm.cli.options import JsonOption
@@ -155,8 +156,8 @@ def compiled() -> str:
     """Say whether the loops on NumPy arrays are compiled, and where the code is kept, or why they
     are not compiled.
     """
-    if os.environ.get(jit.VARIABLE) == "0":
-        return f"no: {jit.VARIABLE}=0"
+    if os.environ.get(VARIABLE) == "0":
+        return f"no: {VARIABLE}=0"
     try:
         if not jit.enabled():
             return f"no: {jit.failure()}"

@@ -25,8 +25,9 @@ import typer
 
 from xlstm import distributed
 from xlstm.arrays.ranks import mpi
-from xlstm.cli import console, process_signals
+from xlstm.cli import console
 from xlstm.cli.console import tell
+from xlstm.core import process_signals
 
 # in ranks: the descriptors of standard output, of standard error and of the socket
 VARIABLE = "XLSTM_RANKS"

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xlstm.arrays import checks
+from xlstm.core.deferred_signals import held
 from xlstm.data import reading
-from xlstm.engines.numba.deferred_signals import held
 
 PATIENCE = 1.0  # seconds to wait for others that write several files into a folder
 AnyPath = str | os.PathLike[str]

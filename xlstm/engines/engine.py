@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import importlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from xlstm.arrays import checks
-from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays import checks, compiled
+from xlstm.arrays.namespace import Array, Namespace, Params, library
 from xlstm.cells.cell import Cell
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Masks, Step, Stream
-from xlstm.engines.cuda.cuda_engine import CUDA
-from xlstm.engines.numba import jit
-from xlstm.engines.numba.numba_engine import NUMBA
 from xlstm.engines.tape import Gradients, Tape, Widths
 
 __all__ = ["Engine", "use"]
@@ -143,7 +141,43 @@ class Engine(Protocol):
         """
 
 
-ENGINES: list[Engine] = [CUDA, NUMBA, ARRAY_API]  # the fastest first
+class Registered(NamedTuple):
+    """An engine for the arrays of one library, which is imported when such arrays first come.
+
+    Attributes
+    ----------
+    name : str
+        The name of the engine.
+    arrays : str
+        The library, as error messages name it.
+    place : str
+        The module of the engine and its name there, "module:name".
+    """
+
+    name: str
+    arrays: str
+    place: str
+
+    @property
+    def engine(self) -> Engine:
+        """The engine itself."""
+        module, name = self.place.split(":")
+        engine: Engine = getattr(importlib.import_module(module), name)
+        return engine
+
+    def refuses(self, step: Step, widths: Widths) -> str:
+        """Return why the engine cannot run a step, or ""; see `Engine`."""
+        if library(step.xp) != self.arrays.lower():
+            return f"it runs arrays of {self.arrays}"
+        return self.engine.refuses(step, widths)
+
+
+# The fastest first. An engine for arrays of any library is in the list itself.
+ENGINES: list[Engine | Registered] = [
+    Registered("cuda", "CuPy", "xlstm.engines.cuda.cuda_engine:CUDA"),
+    Registered("numba", "NumPy", "xlstm.engines.numba.numba_engine:NUMBA"),
+    ARRAY_API,
+]
 _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("engine", default=None)
 
 
@@ -166,7 +200,7 @@ def choose(step: Step, widths: Widths, choices: dict[Any, Any]) -> Engine:
     asked = _asked.get()
     if step.xp is not np:
         return _first(step, widths, asked)
-    key = step.Wh.dtype, step.bare, asked, os.environ.get(jit.VARIABLE)
+    key = step.Wh.dtype, step.bare, asked, os.environ.get(compiled.VARIABLE)
     choice = choices.get(key)
     if choice is None:
         choices[key] = choice = _first(step, widths, asked), step.compiled
@@ -182,7 +216,7 @@ def stream(
     Parameters are those of `Step`, then x (B, D), and `choices` as in `choose`.
     """
     asked = _asked.get()
-    key = x.dtype, asked, os.environ.get(jit.VARIABLE)
+    key = x.dtype, asked, os.environ.get(compiled.VARIABLE)
     run: Stream | None = choices.get(key) if xp is np else None
     if run is None:
         step = Step(xp, cell, w, masks)
@@ -197,7 +231,7 @@ def _first(step: Step, widths: Widths, asked: str | None) -> Engine:
         if asked in (None, engine.name):
             reason = engine.refuses(step, widths)
             if not reason:
-                return engine
+                return engine.engine if isinstance(engine, Registered) else engine
             if asked:
                 raise ValueError(f"engine {asked}: {reason}")
     raise AssertionError("the reference engine refuses nothing")

@@ -1,13 +1,27 @@
 """Models made of layers, and their files."""
 
+import importlib
+from typing import Any
+
 from xlstm.layers.summary import summary
-from xlstm.models.esrnn import ESRNN
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.model_files import load, save
 from xlstm.models.sequence import SequenceModel
-from xlstm.models.tirex.items import HorizonWarning
-from xlstm.models.tirex.tirex1 import TiRex
-from xlstm.models.tirex.tirex2 import TiRex2
 
 __all__ = ["ESRNN", "HorizonWarning", "SequenceModel", "TiRex", "TiRex2"]
 __all__ += ["load", "save", "summary", "xLSTMLanguageModel"]
+
+# Forecasters, which are imported on first use.
+_NAMES = {
+    "ESRNN": "esrnn",
+    "HorizonWarning": "tirex.items",
+    "TiRex": "tirex.tirex1",
+    "TiRex2": "tirex.tirex2",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a forecaster on first use."""
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"xlstm.models.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'xlstm.models' has no attribute {name!r}")

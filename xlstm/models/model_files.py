@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from dataclasses import asdict, fields
 from typing import Any
@@ -12,38 +13,28 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
 from xlstm.layers.blocks.block import Backbone
-from xlstm.layers.blocks.large import xLSTMLarge
-from xlstm.layers.blocks.stack import mLSTMBlock, sLSTMBlock, xLSTMStack
-from xlstm.layers.gated import Recurrent
-from xlstm.layers.matrix_memory import mLSTM
+from xlstm.layers.module import Module
 from xlstm.layers.recurrent import LAYERS as GATED
-from xlstm.layers.smoothing import ExponentialSmoothing
-from xlstm.models.esrnn import ESRNN
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
-from xlstm.models.tirex.tirex1 import TiRex
-from xlstm.models.tirex.tirex2 import TiRex2
 
 KIND = "model"
-Layer = (
-    Recurrent
-    | mLSTM
-    | xLSTMStack
-    | xLSTMLarge
-    | mLSTMBlock
-    | sLSTMBlock
-    | TiRex
-    | TiRex2
-    | ExponentialSmoothing
-    | ESRNN
-)
-# The layers other than the gated ones.
-LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__[1:]}
-Model = SequenceModel | xLSTMLanguageModel | Layer
+# Where the layers are that files may hold, besides the gated ones; each is imported on first use.
+LAYERS = {
+    "mLSTM": "xlstm.layers.matrix_memory",
+    "xLSTMStack": "xlstm.layers.blocks.stack",
+    "xLSTMLarge": "xlstm.layers.blocks.large",
+    "mLSTMBlock": "xlstm.layers.blocks.stack",
+    "sLSTMBlock": "xlstm.layers.blocks.stack",
+    "TiRex": "xlstm.models.tirex.tirex1",
+    "TiRex2": "xlstm.models.tirex.tirex2",
+    "ExponentialSmoothing": "xlstm.layers.smoothing",
+    "ESRNN": "xlstm.models.esrnn",
+}
 ARRAYS = 8  # the fewest arrays of a block
 
 
-def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
+def save(path: str | os.PathLike[str], model: Module, params: Params) -> None:
     """Save a model or layer with its parameters to a safetensors file.
 
     The file also holds the model's description. It is written completely or not at all.
@@ -71,7 +62,7 @@ def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
 @reading.brief()
 def load(
     path: str | os.PathLike[str], backend: str | Backend | None = None, dtype: DType | None = None
-) -> tuple[Model, Params]:
+) -> tuple[Module, Params]:
     """Load a model or layer and its parameters from a file that `save` wrote.
 
     Parameters
@@ -137,20 +128,23 @@ def config_of(where: str, model: Any) -> dict[str, Any]:
         first, *others = fields(model)
         layer = getattr(model, first.name)
         head = {field.name: getattr(model, field.name) for field in others}
-    if type(layer) is not _layers().get(type(layer).__name__):
+    name = type(layer).__name__
+    if type(layer) is not _layer(name):
         raise TypeError(
             f"{where}: model is a {type(model).__name__}, expected a SequenceModel, an"
-            f" xLSTMLanguageModel, or one of {', '.join(_layers())}"
+            f" xLSTMLanguageModel, or one of {', '.join([*GATED, *LAYERS])}"
         )
-    return {"layer": type(layer).__name__, "options": asdict(layer), "head": head}
+    return {"layer": name, "options": asdict(layer), "head": head}
 
 
-def _layers() -> dict[str, Any]:
-    """Return all layers by name, with the layers of registered cells."""
-    return GATED | LAYERS
+def _layer(name: str) -> Any:
+    """Return the class of a layer by its name, or None if files have no such layer."""
+    if name in LAYERS:
+        return getattr(importlib.import_module(LAYERS[name]), name)
+    return GATED.get(name)
 
 
-def from_config(config: dict[str, Any], count: int | None = None) -> Model:
+def from_config(config: dict[str, Any], count: int | None = None) -> Module:
     """Return the model or layer of a configuration; `count`, the file's number of arrays, bounds
     its depth.
 
@@ -160,11 +154,12 @@ def from_config(config: dict[str, Any], count: int | None = None) -> Model:
         The layer is unknown, or does not take these options.
     """
     name, options, head = (config.get(key) for key in ("layer", "options", "head"))
-    layers = _layers()
-    if not isinstance(name, str) or name not in layers:
-        raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(layers)}")
+    layer_class = _layer(name) if isinstance(name, str) else None
+    if layer_class is None:
+        names = ", ".join([*GATED, *LAYERS])
+        raise ValueError(f"layer is {checks.shown(name)}, expected one of {names}")
     # This comes before names are listed, since a file may declare any number of blocks.
-    is_deep = issubclass(layers[name], Backbone)
+    is_deep = issubclass(layer_class, Backbone)
     depth, least = ("num_blocks", ARRAYS) if is_deep else ("num_layers", 1)
     declared = options.get(depth, options.get("recipe")) if isinstance(options, dict) else None
     if isinstance(declared, list):
@@ -172,7 +167,7 @@ def from_config(config: dict[str, Any], count: int | None = None) -> Model:
         declared = len(declared)
     if count is not None and isinstance(declared, int) and declared * least > count:
         raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
-    layer: Any = reading.construct("options", layers[name], options)
+    layer: Any = reading.construct("options", layer_class, options)
     if head is None:
         return layer  # type: ignore[no-any-return]
     of_text = isinstance(head, dict) and "vocab_size" in head

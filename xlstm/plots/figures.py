@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from xlstm.arrays import checks
+from xlstm.core.deferred_signals import held
 from xlstm.data import writing
-from xlstm.engines.numba.deferred_signals import held
 
 WIDTH = 7.0  # inches, the width of a text page
 TITLE = 9

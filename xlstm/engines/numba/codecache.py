@@ -33,8 +33,8 @@ from numba.core.compiler import CompileResult
 from numba.core.runtime._nrt_python import c_helpers
 from numba.core.serialize import dumps
 
+from xlstm.core import deferred_signals
 from xlstm.engines import secure_cache
-from xlstm.engines.numba import deferred_signals
 
 LIMIT = 1 << 27  # bytes; the loops of a dtype have about 1 MB of code, a cell 0.2 MB
 PREFIX = "xlstm_"  # beginning of the names of modules, and so of files

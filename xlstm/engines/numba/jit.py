@@ -19,10 +19,11 @@ from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 from xlstm.arrays import checks
+from xlstm.arrays.compiled import VARIABLE
 from xlstm.arrays.optional_imports import first_line
-from xlstm.engines.numba import deferred_signals, loops, maths, products
+from xlstm.core import deferred_signals
+from xlstm.engines.numba import loops, maths, products
 
-VARIABLE = "XLSTM_COMPILE"
 PACKAGES = ("numba", "platformdirs")
 
 lock = threading.RLock()  # reentrant: a signal handler may run a layer while another is compiled

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import cores
+from xlstm.arrays.compiled import VARIABLE
 from xlstm.arrays.namespace import Array, Params
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Step, Stream
@@ -56,10 +57,8 @@ class Numba:
 
     def refuses(self, step: Step, widths: Widths) -> str:
         """Return why the engine cannot run a step, or ""."""
-        if step.xp is not np:
-            return "it runs NumPy arrays"
         if not jit.enabled():
-            return f"{jit.VARIABLE} is 0, or Numba is not installed"
+            return f"{VARIABLE} is 0, or Numba is not installed"
         if step.obstacle:
             return f"no compiled loop does {step.obstacle}"
         if step.Wh.dtype not in DTYPES:
