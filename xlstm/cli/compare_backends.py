@@ -40,6 +40,7 @@ from xlstm.cli.timing import (
 )
 from xlstm.data import writing
 from xlstm.engines.engine import use
+from xlstm.engines.numba import jit
 from xlstm.examples import gate_by_gate
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import optimizers
