@@ -15,8 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xlstm.arrays import checks
-from xlstm.arrays.cuda import constants
+from xlstm.arrays import checks, constants
 from xlstm.arrays.foreign import accepts_foreign
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import (

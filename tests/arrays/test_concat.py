@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_backend
-from xlstm.arrays import concat as concats
 from xlstm.arrays import optional_imports
 from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.cuda import concat_kernel as concats
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])

@@ -9,10 +9,11 @@ import pytest
 
 import xlstm
 from tests import gpu
-from xlstm.arrays import random
+from xlstm.arrays import constants, random
+from xlstm.arrays.capture import capturing
 from xlstm.arrays.convert import BackendError, to_numpy
-from xlstm.arrays.cuda import constants
-from xlstm.arrays.cuda.cuda_graph import Recorder, capturing
+from xlstm.arrays.cuda import random_kernels
+from xlstm.arrays.cuda.cuda_graph import Recorder
 from xlstm.data import Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Step, optimizers, train
@@ -33,9 +34,9 @@ def test_masks_are_drawn_from_states_that_are_there(be):
     sizes = [(3, 5), (4,), (0,), (1,), (700, 11)]
     like = be.asarray(np.zeros(1))
     rng, other = (np.random.Generator(np.random.PCG64(5)) for _ in range(2))
-    room = be.asarray(np.zeros((8, random.STATE), np.uint64))
+    room = be.asarray(np.zeros((8, random_kernels.STATE), np.uint64))
     found = []
-    later = random.Later(rng.bit_generator, room)
+    later = random_kernels.Later(rng.bit_generator, room)
 
     def function():
         found.extend(
@@ -48,7 +49,7 @@ def test_masks_are_drawn_from_states_that_are_there(be):
     graph = Recorder().capture(function)
     assert rng.bit_generator.state == other.bit_generator.state
     for _ in range(2):
-        room[: len(sizes)] = be.asarray(random.states(rng, later.sizes))
+        room[: len(sizes)] = be.asarray(random_kernels.states(rng, later.sizes))
         graph.launch()
         for k, (size, mask) in enumerate(zip(sizes, found, strict=True)):
             expected = random.bernoulli(other, 0.3, size, like, dropout=k % 2 == 0)

@@ -20,9 +20,9 @@ from tests import gpu, registry
 from tests.engines.cuda.test_cupy_kernels import LENGTHS, TOLERANCE, results
 from tests.registry import agree, largest
 from xlstm import optim, training
-from xlstm.arrays import concat as concats
 from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.cuda import concat_kernel as concats
 from xlstm.arrays.cuda import kernel_fallback, waits
 from xlstm.arrays.cuda.device import TYPES
 from xlstm.arrays.cuda.kernel_fallback import CudaError

@@ -11,14 +11,15 @@ from tests.conftest import make_backend
 from tests.engines.cuda import nvrtc
 from xlstm.arrays import foreach, optional_imports
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.cuda import foreach_kernels as kernels
 
 # Empty or not, less than a chunk, just one, and more; more arrays than one kernel takes.
 SHAPES = [
     (),
     (1,),
     (7, 3),
-    (foreach.CHUNK,),
-    (foreach.CHUNK + 1,),
+    (kernels.CHUNK,),
+    (kernels.CHUNK + 1,),
     (3, 2000),
     *[(k % 5 + 1, 2) for k in range(300)],
 ]
@@ -104,10 +105,10 @@ def test_kernels_compile(monkeypatch, capability, dtype):
         RawKernel=lambda text, *a, **o: texts.append(text), ReductionKernel=lambda *a: None
     )
     monkeypatch.setattr(optional_imports, "cupy", lambda: acted)
-    foreach._each_kernel.__wrapped__(moved, (dtype, dtype), (None, "float"), (), (("power", 2),))
-    foreach._each_kernel.__wrapped__(
+    kernels._each_kernel.__wrapped__(moved, (dtype, dtype), (None, "float"), (), (("power", 2),))
+    kernels._each_kernel.__wrapped__(
         moved, (dtype, dtype), ("double", "half_t"), (0, 1), (("power", 2),)
     )
-    foreach._squares_kernels.__wrapped__(dtype)
+    kernels._squares_kernels.__wrapped__(dtype)
     for text in texts:
         assert nvrtc.compile_for(capability, text).spilled == 0

@@ -10,7 +10,8 @@ from tests import gpu
 from tests.conftest import make_backend
 from tests.engines.cuda import nvrtc
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.gather import add_rows, add_text, gather
+from xlstm.arrays.cuda.gather_kernels import add_text
+from xlstm.arrays.gather import add_rows, gather
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -9,9 +9,10 @@ import pytest
 
 from tests import gpu
 from tests.gpu import as_it_lies, half
-from xlstm.arrays import matmul as products
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.matmul import _call, matmul
+from xlstm.arrays.cuda import products
+from xlstm.arrays.cuda.products import _call
+from xlstm.arrays.matmul import matmul
 
 
 def operands(rng, batch, rows, columns, dtype):

@@ -5,8 +5,8 @@ does.
 import numpy as np
 import pytest
 
-from xlstm.arrays import random as masks
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.cuda import random_kernels as masks
 from xlstm.arrays.random import bernoulli, of_part
 from xlstm.arrays.ranks.groups import Part
 from xlstm.recurrence.packing import Packing

@@ -16,8 +16,8 @@ import xlstm
 from tests import gpu
 from tests.registry import agree
 from xlstm import losses
+from xlstm.arrays import capture, constants
 from xlstm.arrays.convert import BackendError, to_numpy
-from xlstm.arrays.cuda import constants, cuda_graph
 from xlstm.data import Streams, Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.precision import Mixed
@@ -505,7 +505,7 @@ def test_a_capture_for_which_there_is_too_little_memory_gives_back_all_that_it_h
     used = []
 
     def taken(size):
-        if cuda_graph.capturing():
+        if capture.capturing():
             known.append(pool.used_bytes())
             if len(known) > 9:
                 raise cupy.cuda.memory.OutOfMemoryError(size, 0, 0)

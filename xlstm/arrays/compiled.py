@@ -1,7 +1,7 @@
-"""The modules above this package with compiled loops and products of NumPy arrays.
+"""The modules above this package with compiled loops, kernels and products, by array library.
 
-They are imported when an array is first large enough for them. Each of their functions returns None
-to leave the work to NumPy.
+They are imported when arrays first need them. A function of a module for NumPy returns None to
+leave the work to NumPy.
 """
 
 from __future__ import annotations
@@ -12,8 +12,16 @@ from typing import Any
 
 VARIABLE = "XLSTM_COMPILE"  # 0 in the environment forbids Numba, 1 demands it
 MODULES = {
-    "loops": "xlstm.engines.numba.chains",  # run, walk
-    "products": "xlstm.engines.numba.packed_products",  # matmul
+    "numpy.loops": "xlstm.engines.numba.chains",  # run, walk
+    "numpy.products": "xlstm.engines.numba.packed_products",  # matmul
+    "cupy.concat": "xlstm.arrays.cuda.concat_kernel",  # concat
+    "cupy.foreach": "xlstm.arrays.cuda.foreach_kernels",  # apply, norm, views
+    "cupy.fuse": "xlstm.arrays.cuda.fused_kernels",  # fuse, total
+    "cupy.gather": "xlstm.arrays.cuda.gather_kernels",  # gather, add_rows
+    "cupy.products": "xlstm.arrays.cuda.products",  # matmul, multiply, packed
+    "cupy.random": "xlstm.arrays.cuda.random_kernels",  # bernoulli
+    "cupy.rows": "xlstm.arrays.cuda.row_kernels",  # summed
+    "cupy.waits": "xlstm.arrays.cuda.waits",  # look
 }
 
 

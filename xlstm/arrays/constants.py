@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from xlstm.arrays import optional_imports
-from xlstm.arrays.cuda import cuda_graph
+from xlstm.arrays import capture, optional_imports
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Host, Namespace
 from xlstm.arrays.optional_imports import BackendError
@@ -26,7 +25,7 @@ def home(device: Any) -> Home:
     None means CuPy's current device, as CuPy's devices have no hash.
     """
     number = getattr(device, "id", None)
-    return (device,) if number is None else (None, number, *cuda_graph.stream())
+    return (device,) if number is None else (None, number, *capture.stream())
 
 
 def kept(most: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
@@ -45,7 +44,7 @@ def kept(most: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
         @functools.wraps(make)
         def cached(*arguments: Any) -> Made:
             held = place(*arguments)
-            graph = cuda_graph.capturing()
+            graph = capture.capturing()
             if not held:
                 arrays = make(*arguments)
                 if graph is not None:
@@ -67,7 +66,7 @@ def from_host(xp: Namespace, values: Host, home: Home) -> Array:
 
     A graph would read the host's memory at every launch.
     """
-    if cuda_graph.capturing() is not None:
+    if capture.capturing() is not None:
         raise BackendError(
             "CuPy: values of the host are copied in a capture, expected them on the device"
             " before it"

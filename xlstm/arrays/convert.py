@@ -7,8 +7,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from xlstm.arrays import checks
-from xlstm.arrays.cuda import waits
+from xlstm.arrays import checks, compiled
 from xlstm.arrays.foreign import from_foreign, is_foreign
 from xlstm.arrays.namespace import (
     DTYPES,
@@ -57,7 +56,7 @@ def to_numpy(array: Array) -> Host:
         return np.asarray(array.astype(np.float32) if low else array)
     if array_api_compat.is_cupy_array(array):
         host = array.get()
-        waits.look()
+        compiled.module("cupy.waits").look()
         return to_numpy(host)
     if array_api_compat.is_torch_array(array):
         host = array.detach().cpu()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from xlstm.arrays import foreach, fuse
+from xlstm.arrays import compiled, fuse
 from xlstm.arrays.namespace import Array, Namespace, Shape, device_of
 
 ALIGNED = 64  # elements to whose multiples the arrays of one fill are aligned
@@ -33,4 +33,5 @@ def filled_at_once(
         (value, dtype): xp.full((size,), value, dtype=dtype, device=device)
         for (value, dtype), size in ends.items()
     }
-    return (foreach.views(whole[kind], [shape], [start])[0] for kind, start, shape in places)
+    views = compiled.module("cupy.foreach").views
+    return (views(whole[kind], [shape], [start])[0] for kind, start, shape in places)

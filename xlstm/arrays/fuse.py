@@ -8,28 +8,22 @@ is the function that NumPy runs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import compiled, optional_imports
-from xlstm.arrays.cuda import kernel_fallback
 from xlstm.arrays.dual import DualNamespace, of_pairs, on_pairs
 from xlstm.arrays.namespace import (
-    HALVES,
     Array,
     Namespace,
     Shape,
-    astype,
     device_of,
     dtype_name,
-    widened,
 )
-from xlstm.tracing.array_functions import ArrayFunction, Formula, Options, kind_of, result_dtypes
+from xlstm.tracing.array_functions import Formula
 from xlstm.tracing.array_functions import listed as listed
 from xlstm.tracing.symbols import UntraceableError
-from xlstm.tracing.writers import C
 
 CUPY = "array_api_compat.cupy"
 # elements of the largest argument from which on a compiled loop is used; results may be larger
@@ -87,37 +81,7 @@ def fuse(
             return results
         out[...] = results  # type: ignore[index]  # a tuple is for CuPy
         return out
-    rooms = () if out is None else listed(out)
-    kernel = _kernel(function, tuple(a.dtype for a in arrays), tuple(options.items()))
-    results = kernel_fallback.attempt(kernel.name, kernel, *arrays, *rooms)
-    if results is None:
-        results = plain(xp, function, arrays, options)
-        for room, a in zip(rooms, listed(results), strict=False):
-            room[...] = a
-    return results if out is None else out
-
-
-def plain(
-    xp: Namespace,
-    function: Formula,
-    arrays: Sequence[Array],
-    options: dict[str, Any],
-    *numbers: Any,
-    leading: Sequence[int | None] = (),
-) -> Any:
-    """Return `function(xp, *arrays, *numbers, **options)` by CuPy's operations, halves in float32.
-
-    The results equal a kernel's. CuPy itself would compute in half precision, and return float32
-    for some results in bfloat16.
-    """
-    wide = [astype(xp, a, widened(xp, a.dtype)) for a in arrays]
-    dtypes = (*(a.dtype for a in arrays), *(arrays[0].dtype for _ in numbers))
-    results = listed(function(xp, *wide, *numbers, **options))
-    results = tuple(
-        xp.astype(a, dtype, copy=False)
-        for a, dtype in zip(results, result_dtypes(function, dtypes, options, leading), strict=True)
-    )
-    return results[0] if len(results) == 1 else results
+    return compiled.module("cupy.fuse").fuse(xp, function, arrays, out, options)
 
 
 def looped(
@@ -135,7 +99,7 @@ def looped(
         return _looped_pairs(xp, function, arrays, sums, options)
     if xp is not np or max([a.size for a in arrays]) < SMALL:
         return None
-    return compiled.module("loops").run(function, arrays, sums, options)
+    return compiled.module("numpy.loops").run(function, arrays, sums, options)
 
 
 def _looped_pairs(
@@ -175,12 +139,7 @@ def total(xp: Namespace, a: Array, b: Array, axes: int | Shape = -1, dtype: Any 
             a = a.reshape(flat)
             b = b.reshape(flat)
         return np.vecdot(a, b) if xp is np and axes == -1 else xp.sum(a * b, axis=axes, dtype=dtype)
-    to = a.dtype if dtype is None else dtype
-    result = kernel_fallback.attempt("xlstm_total", lambda: _total(a.dtype, to)(a, b, axis=axes))
-    if result is not None:
-        return result
-    wide = widened(xp, a.dtype)
-    return xp.astype(xp.sum(xp.astype(a, wide) * xp.astype(b, wide), axis=axes), to)
+    return compiled.module("cupy.fuse").total(xp, a, b, axes, dtype)
 
 
 def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
@@ -284,7 +243,7 @@ def walk(
     results : tuple of array (T, B)
     """
     if xp is np:
-        walked = compiled.module("loops").walk(function, operands, lags, results, reverse)
+        walked = compiled.module("numpy.loops").walk(function, operands, lags, results, reverse)
         if walked is not None:
             return walked  # type: ignore[no-any-return]
     arrays, states, numbers = operands
@@ -313,19 +272,6 @@ def windows(a: Array, width: int) -> Array:
     return optional_imports.cupy().ndarray(shape, a.dtype, a.data, steps)
 
 
-def converted(text: str, dtype: Any) -> str:
-    """Convert an element of memory to an operand, or a result to an element of memory.
-
-    Halves go through float.
-    """
-    return f"(float){text}" if dtype_name(dtype) in HALVES else text
-
-
-def parameters(dtypes: dict[str, Any]) -> str:
-    """Return the parameters of a kernel from their dtypes by name."""
-    return ", ".join(f"{dtype_name(dtype)} {parameter}" for parameter, dtype in dtypes.items())
-
-
 def _where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
     return xp.where(condition, a, b)
 
@@ -333,28 +279,3 @@ def _where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
 def same(xp: Namespace, a: Array) -> Array:
     """Return an array: the formula of copies and of plain sums."""
     return a
-
-
-@functools.cache
-def _kernel(function: Formula, dtypes: tuple[Any, ...], options: Options) -> Any:
-    """Return the kernel of `fuse`."""
-    traced = ArrayFunction(function, dtypes, options)
-    body = C(
-        traced.lines,
-        lambda x, _: converted(x, traced.inputs[x]),
-        lambda y, _, value: f"{y} = {converted(value, traced.outputs[y])};",
-        traced.kinds,
-    ).statements()
-    types = parameters(traced.inputs), parameters(traced.outputs)
-    name = f"xlstm_fuse_{traced.name}"
-    return optional_imports.cupy().ElementwiseKernel(*types, "\n".join(body), name)
-
-
-@functools.cache
-def _total(dtype: Any, to: Any) -> Any:
-    x, y = (converted(x, dtype) for x in ("x0", "x1"))
-    types = parameters({"x0": dtype, "x1": dtype}), parameters({"y0": to})
-    end = f"y0 = {converted('a', to)}"
-    return optional_imports.cupy().ReductionKernel(
-        *types, f"{x} * {y}", "a + b", end, "0", "xlstm_total", kind_of(dtype)
-    )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xlstm.arrays.cuda import constants
+from xlstm.arrays import constants
 from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import multiply
 from xlstm.arrays.namespace import Array, Namespace, device_of, reshape, room

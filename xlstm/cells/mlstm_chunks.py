@@ -26,8 +26,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from xlstm.arrays import constants
 from xlstm.arrays.concat import concat, filled
-from xlstm.arrays.cuda import constants
 from xlstm.arrays.fuse import compiles, fuse, scan, total
 from xlstm.arrays.matmul import matmul, packed, product
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of

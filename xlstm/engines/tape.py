@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm import workspace  # noqa: F401  # it settles how the C allocator keeps the memory of passes
+from xlstm.arrays import constants
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
-from xlstm.arrays.cuda import constants
 from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape, room

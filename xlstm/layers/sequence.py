@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import checks, fuse, invariance, rows
+from xlstm.arrays import checks, constants, fuse, invariance, rows
 from xlstm.arrays.cached import cached_property
-from xlstm.arrays.cuda import constants
 from xlstm.arrays.dual import deepest, depth_of
 from xlstm.arrays.fills import filled_at_once
 from xlstm.arrays.foreign import from_foreign

@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from xlstm.arrays import checks, fuse
+from xlstm.arrays import checks, constants, fuse
 from xlstm.arrays.cached import cached_property
-from xlstm.arrays.cuda import constants
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.layers.blocks.block import Backbone, Block
 from xlstm.layers.blocks.stack import xLSTMStack

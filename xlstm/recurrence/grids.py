@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays.cuda.constants import Home, from_host, home, kept
+from xlstm.arrays.constants import Home, from_host, home, kept
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.recurrence.packing import Packing, Span, packing_of
 from xlstm.recurrence.parts import Parts, Places

@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import fuse
+from xlstm.arrays import constants, fuse
 from xlstm.arrays.backend import Portable
 from xlstm.arrays.concat import concat, filled
-from xlstm.arrays.cuda import constants
-from xlstm.arrays.cuda.constants import Home, from_host, home, kept
+from xlstm.arrays.constants import Home, from_host, home, kept
 from xlstm.arrays.gather import gather
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.engines.tape import Widths

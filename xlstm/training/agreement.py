@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.capture import capturing
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.cuda.cuda_graph import capturing
 from xlstm.arrays.namespace import Array
 from xlstm.arrays.ranks.groups import Group, OtherRankError, odd_ranks
 

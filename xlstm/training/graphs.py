@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks, optional_imports, random
+from xlstm.arrays import checks, optional_imports
+from xlstm.arrays.cuda import random_kernels
 from xlstm.arrays.cuda.cuda_graph import CudaGraph, Recorder
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, leaves, namespace
@@ -80,7 +81,7 @@ class Graphs:
                 raise ValueError(
                     f"TrainStep: graph is True and seed a generator with {kind}, expected one with PCG64"
                 )
-            self.states = self.home.asarray(np.zeros((MASKS, random.STATE), np.uint64))
+            self.states = self.home.asarray(np.zeros((MASKS, random_kernels.STATE), np.uint64))
         self.places: dict[Hashable, Any] = {}  # where states of the model lie, by their shapes
         self.captured: dict[Hashable, _Captured] = {}
         self.seen: dict[Hashable, None] = {}
@@ -187,7 +188,7 @@ class Graphs:
         fixed = inputs._replace(x=x, target=target, mask=mask)
         later = None
         if state.masks is not None:
-            later = random.Later(state.masks.bit_generator, self.states, fixed.host.part)
+            later = random_kernels.Later(state.masks.bit_generator, self.states, fixed.host.part)
         state = self._with_arrays(state)._replace(
             masks=later, carried=None if state.carried is None else place
         )
@@ -215,7 +216,7 @@ class Graphs:
         self.scalars[...] = self.home.asarray(scalars, "float64")
         if step.sizes:
             assert state.masks is not None
-            states = random.states(state.masks, step.sizes)
+            states = random_kernels.states(state.masks, step.sizes)
             self.states[: len(step.sizes)] = self.home.asarray(states)
         if not inputs.fresh and state.carried is not None and state.carried is not step.start:
             for old, new in zip(leaves(step.start), leaves(state.carried), strict=True):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.engines.cuda import nvrtc
 from tests.engines.cuda.nvrtc import compile_for
-from xlstm.arrays import concat, gather, random
+from xlstm.arrays.cuda import concat_kernel, gather_kernels, random_kernels
 from xlstm.cells import gru, lstm, lstm_options, minimal, rnn, slstm
 from xlstm.engines.cuda import cell_source, tiling
 from xlstm.engines.cuda.choice import LOOPS, choose
@@ -190,13 +190,19 @@ def test_loops_that_keep_less(kind, cell):
     assert fits(90, CELLS[cell], "bfloat16", (256, 1, 256), (kind,), cluster=True)
 
 
-TEXTS = {"concat": concat.TEXT, "gather": gather.TEXT, "bernoulli": random.TEXT}
+TEXTS = {
+    "concat": concat_kernel.TEXT,
+    "gather": gather_kernels.TEXT,
+    "bernoulli": random_kernels.TEXT,
+}
 
 
 @pytest.mark.parametrize("capability", [75, 90])
 @pytest.mark.parametrize("name", TEXTS)
 def test_small_kernels_compile(name, capability):
-    assert compile_for(capability, TEXTS[name], (*nvrtc.OPTIONS, *random.OPTIONS)).spilled == 0
+    assert (
+        compile_for(capability, TEXTS[name], (*nvrtc.OPTIONS, *random_kernels.OPTIONS)).spilled == 0
+    )
 
 
 def test_tilings_say_what_they_need_and_cover_all_units():

@@ -13,18 +13,15 @@ import contextvars
 import ctypes
 import functools
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from ctypes import byref, c_int, c_longlong, c_size_t, c_void_p
 from typing import Any
 
 from xlstm.arrays import optional_imports
+from xlstm.arrays.capture import capture_of, stream
 from xlstm.arrays.namespace import Array
 from xlstm.arrays.optional_imports import BackendError
-
-PER_THREAD = 2  # CUDA's address of the default stream of each thread
-StreamKey = tuple[int, int]  # an address, and for `PER_THREAD` the thread
 
 
 class CudaGraph:
@@ -135,16 +132,13 @@ class Recorder:
         """
         self.check()
         graph = CudaGraph(self)
-        token = _capturing.set(graph)
-        try:
-            with (
-                optional_imports.cupy().cuda.using_allocator(self._memory.malloc),
-                self._stream,
-                self.rehearsal(),
-            ):
-                graph.executable = _captured(self._stream, function)
-        finally:
-            _capturing.reset(token)
+        with (
+            capture_of(graph),
+            optional_imports.cupy().cuda.using_allocator(self._memory.malloc),
+            self._stream,
+            self.rehearsal(),
+        ):
+            graph.executable = _captured(self._stream, function)
         return graph
 
 
@@ -159,28 +153,12 @@ def _captured(stream: Any, function: Callable[[], None]) -> Any:
     return stream.end_capture()
 
 
-def capturing() -> CudaGraph | None:
-    """Return the graph whose capture is under way, if any."""
-    return _capturing.get()
-
-
-def stream() -> StreamKey:
-    """Return the stream of the current work; in a capture, the stream of the graph's launches."""
-    if (graph := _capturing.get()) is not None:
-        return graph.recorder.stream
-    address = int(optional_imports.cupy().cuda.get_current_stream().ptr)
-    return address, threading.get_ident() if address == PER_THREAD else 0
-
-
 def handle() -> Handle | None:
     """Return the handle of cuBLAS for products, inside a capture or a rehearsal."""
     return _handle.get()
 
 
 _handle: contextvars.ContextVar[Handle | None] = contextvars.ContextVar("handle", default=None)
-_capturing: contextvars.ContextVar[CudaGraph | None] = contextvars.ContextVar(
-    "capturing", default=None
-)
 
 
 # Parameters of cublasGemmStridedBatchedEx: the transpositions and sizes, alpha, A, B, beta, C, and

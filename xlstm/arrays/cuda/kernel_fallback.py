@@ -11,8 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from xlstm.arrays import optional_imports
-from xlstm.arrays.cuda import cuda_graph
+from xlstm.arrays import capture, optional_imports
 
 Result = TypeVar("Result")
 
@@ -46,7 +45,7 @@ def attempt(name: str, launch: Callable[..., Result], *args: Any) -> Result | No
     try:
         return launch(*args)
     except (RuntimeError, optional_imports.cupy().cuda.compiler.CompileException) as error:
-        if no_memory(error) or cuda_graph.capturing() is not None:
+        if no_memory(error) or capture.capturing() is not None:
             raise
         try:
             optional_imports.cupy().cuda.get_current_stream().synchronize()

@@ -25,9 +25,9 @@ from xlstm.arrays.backend import backend
 from xlstm.arrays.concat import concat, filled
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.cuda import kernel_fallback
+from xlstm.arrays.cuda.products import TF32 as CUBLAS_TF32
 from xlstm.arrays.fuse import fuse, total
 from xlstm.arrays.gather import add_rows, gather
-from xlstm.arrays.matmul import TF32 as CUBLAS_TF32
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.random import bernoulli

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays import constants
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
-from xlstm.arrays.cuda import constants, kernel_fallback, waits
+from xlstm.arrays.cuda import kernel_fallback, waits
 from xlstm.arrays.cuda.kernel_fallback import Result
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Params, astype, device_of, dtype_name, reshape, room
