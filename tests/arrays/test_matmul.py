@@ -200,7 +200,6 @@ def test_dtypes_that_cublas_would_misread_are_refused(xp, dtypes):
         ),
     ):
         products.multiply(
-            xp,
             xp.ones((2, 3, 4), dtype=a),
             xp.ones((2, 4, 5), dtype=b),
             xp.zeros((2, 3, 5), dtype=out),
@@ -209,6 +208,6 @@ def test_dtypes_that_cublas_would_misread_are_refused(xp, dtypes):
     for kind in ("f2", "bfloat16"):  # both may be summed up into float32
         found = xp.zeros((2, 3, 5), dtype="f4")
         products.multiply(
-            xp, xp.ones((2, 3, 4), dtype=half(kind)), xp.ones((2, 4, 5), dtype=half(kind)), found
+            xp.ones((2, 3, 4), dtype=half(kind)), xp.ones((2, 4, 5), dtype=half(kind)), found
         )
         assert xp.all(found == 4)

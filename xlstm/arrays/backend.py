@@ -6,7 +6,6 @@ Existing arrays decide for themselves: every function takes its namespace from i
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 from dataclasses import dataclass, replace
@@ -16,8 +15,9 @@ import array_api_compat
 import numpy as np
 
 from xlstm.arrays import checks, optional_imports
-from xlstm.arrays.convert import BackendError, dtype_of, dtype_text, to_numpy
+from xlstm.arrays.convert import BackendError, dtype_of, dtype_text
 from xlstm.arrays.foreign import from_foreign, is_foreign
+from xlstm.arrays.libraries import LIBRARIES, library_of
 from xlstm.arrays.namespace import (
     DTYPES,
     HALVES,
@@ -31,7 +31,7 @@ from xlstm.arrays.namespace import (
     namespace_of,
 )
 
-NAMES = ("numpy", "cupy", "torch")
+NAMES = tuple(LIBRARIES)
 VARIABLE = "XLSTM_BACKEND"
 
 
@@ -97,31 +97,17 @@ class Backend(Portable):
         if dtype is None and is_floating(namespace_of(values), values.dtype):
             dtype = self.dtype
         target = None if dtype is None else dtype_of(self.xp, dtype_text("asarray", dtype))
-        with self.device if self.name == "cupy" else contextlib.nullcontext():
-            if isinstance(values, np.ndarray) and self.name == "torch":
-                values = to_numpy(values)  # PyTorch does not know the bfloat16 of ml_dtypes
-                if not values.flags.writeable:
-                    values = values.copy()  # PyTorch warns about read-only memory
-            return self.xp.asarray(values, dtype=target, device=self.device)
+        library = library_of(self.name)
+        with library.current(self.device):
+            return self.xp.asarray(library.accepted(values), dtype=target, device=self.device)
 
     def synchronize(self) -> None:
         """Wait until the device has finished all its work."""
-        if self.name == "cupy":
-            self.device.synchronize()
-        elif self.name == "torch" and self.device.type == "cuda":
-            optional_imports.torch().cuda.synchronize(self.device)
+        library_of(self.name).synchronize(self.device)
 
     def __str__(self) -> str:
         """Return the names of library and device, and for a GPU the name of the card."""
-        device = self.device
-        place = str(device)
-        if self.name == "cupy":
-            properties = optional_imports.cupy().cuda.runtime.getDeviceProperties(device.id)
-            place = f"GPU {device.id} ({properties['name'].decode()})"
-        elif self.name == "torch" and device.type == "cuda":
-            card = optional_imports.torch().cuda.get_device_name(device)
-            place = f"GPU {device.index or 0} ({card})"
-        return f"{self.name} on {'CPU' if place == 'cpu' else place}"
+        return f"{self.name} on {library_of(self.name).place(self.device)}"
 
 
 def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") -> Backend:
@@ -172,12 +158,11 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
         if failure := optional_imports.cupy_failure():
             name = "numpy"
             reason = f"no usable GPU: {failure}"
-    makers = {"numpy": _numpy, "cupy": _cupy, "torch": _torch}
-    if name not in makers:
+    if name not in LIBRARIES:
         raise ValueError(
             f"{source} {checks.shown(name)} is not a backend, expected auto, {', '.join(NAMES)}"
         )
-    return _with_dtype(replace(makers[name](device), reason=reason), dtype)
+    return _with_dtype(Backend(name, *library_of(name).choose(device), reason=reason), dtype)
 
 
 def backend_of(choice: str | Backend | None, dtype: DType | None = None) -> Backend:
@@ -215,66 +200,10 @@ def _with_dtype(backend: Backend, value: DType) -> Backend:
             f"backend: dtype {checks.shown(dtype)} is not supported, expected one of"
             f" {', '.join(DTYPES)}"
         )
-    if dtype in HALVES and (backend.name == "numpy" or str(backend.device) == "cpu"):
+    library = library_of(backend.name)
+    if dtype in HALVES and library.on_cpu(backend.device):
         raise TypeError(f"backend: {dtype} on a CPU is slow and inexact; use float32, or a GPU")
-    if dtype == "bfloat16" and backend.name == "cupy":
-        version = optional_imports.cupy().__version__
-        if int(version.split(".")[0]) < 14:
-            raise BackendError(
-                f"cupy: bfloat16 needs CuPy 14 or newer, this is {version}; {optional_imports.CUPY}"
-            )
-        if optional_imports.rocm():
-            raise BackendError(
-                "cupy: bfloat16 needs CUDA, this is CuPy for ROCm; use float16 or float32"
-            )
+    if dtype == "bfloat16":
+        library.check_bfloat16()
     dtype_of(backend.xp, dtype)  # raises if a package for the dtype is missing
     return replace(backend, dtype=dtype)
-
-
-def _numpy(device: Any) -> Backend:
-    if device is not None and str(device) != "cpu":
-        raise ValueError(f"backend: numpy has only the device 'cpu', got {checks.shown(device)}")
-    return Backend("numpy", np, "cpu")
-
-
-def _cupy(device: Any) -> Backend:
-    works = optional_imports.cupy_failure() is None
-    current = int(optional_imports.cupy().cuda.runtime.getDevice()) if works else 0
-    number = getattr(device, "id", current if device is None else device)
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= checks.LARGEST:
-        raise ValueError(
-            f"backend: a cupy device is a number from 0 up, got {checks.shown(device)}"
-        )
-    failure = optional_imports.cupy_failure(None if number == current else number)
-    if failure is not None:
-        raise BackendError(f"cupy: {failure}")
-    if number != current:  # new arrays go to the current device, whatever `device=` says
-        raise ValueError(
-            f"backend: cupy device {number} is not the current one; make it so with"
-            f" cupy.cuda.Device({number}).use()"
-        )
-    import array_api_compat.cupy as xp
-
-    return Backend("cupy", xp, optional_imports.cupy().cuda.Device(number))
-
-
-def _torch(device: Any) -> Backend:
-    try:
-        torch = optional_imports.torch()
-    except ImportError as error:
-        raise BackendError("torch: PyTorch is not installed; pip install torch") from error
-    import array_api_compat.torch as xp
-
-    try:
-        place = torch.device("cpu" if device is None else device)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(
-            f"backend: {checks.shown(device)} is not a torch device: {optional_imports.first_line(error)}"
-        ) from error
-    try:
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BackendError(
-            f"torch: device {checks.shown(device)} is not usable: {optional_imports.first_line(error)}"
-        ) from error
-    return Backend("torch", xp, place)
