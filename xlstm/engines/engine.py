@@ -20,6 +20,7 @@ from xlstm.arrays.namespace import Array, Namespace, Params, library
 from xlstm.cells.cell import Cell
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Masks, Step, Stream
+from xlstm.engines.memories import REFERENCE, MemoryEngine, MemoryPass, MemoryTape
 from xlstm.engines.tape import Gradients, Tape, Widths
 
 __all__ = ["Engine", "use"]
@@ -159,17 +160,17 @@ class Registered(NamedTuple):
     place: str
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Any:
         """The engine itself."""
         module, name = self.place.split(":")
-        engine: Engine = getattr(importlib.import_module(module), name)
-        return engine
+        return getattr(importlib.import_module(module), name)
 
-    def refuses(self, step: Step, widths: Widths) -> str:
+    def refuses(self, step: Any, *given: Any) -> str:
         """Return why the engine cannot run a step, or ""; see `Engine`."""
         if library(step.xp) != self.arrays.lower():
             return f"it runs arrays of {self.arrays}"
-        return self.engine.refuses(step, widths)
+        reason: str = self.engine.refuses(step, *given)
+        return reason
 
 
 # The fastest first. An engine for arrays of any library is in the list itself.
@@ -177,6 +178,12 @@ ENGINES: list[Engine | Registered] = [
     Registered("cuda", "CuPy", "xlstm.engines.cuda.cuda_engine:CUDA"),
     Registered("numba", "NumPy", "xlstm.engines.numba.numba_engine:NUMBA"),
     ARRAY_API,
+]
+# The engines of matrix memories.
+MEMORY_ENGINES: list[MemoryEngine | Registered] = [
+    Registered("cuda", "CuPy", "xlstm.engines.cuda.chunk_passes:MEMORY"),
+    Registered("numba", "NumPy", "xlstm.engines.numba.chunks:MEMORY"),
+    REFERENCE,
 ]
 _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("engine", default=None)
 
@@ -234,6 +241,29 @@ def _first(step: Step, widths: Widths, asked: str | None) -> Engine:
                 return engine.engine if isinstance(engine, Registered) else engine
             if asked:
                 raise ValueError(f"engine {asked}: {reason}")
+    raise AssertionError("the reference engine refuses nothing")
+
+
+def run_memory(
+    step: MemoryPass, x: Sequence[Array], state: Sequence[Array], keep: bool
+) -> tuple[Array, list[Array], MemoryTape | None]:
+    """Run a pass over matrix memories by the engine that `use` asks for, or the first that pays.
+
+    Parameters and results are those of `MemoryEngine.forward`.
+    """
+    asked = _asked.get()
+    if asked not in [entry.name for entry in MEMORY_ENGINES]:
+        asked = None  # an engine that has no matrix memories
+    for entry in MEMORY_ENGINES:
+        if asked in (None, entry.name):
+            reason = entry.refuses(step, x, state)
+            if asked and reason:
+                raise ValueError(f"engine {asked}: {reason}")
+            if reason:
+                continue
+            engine: MemoryEngine = entry.engine if isinstance(entry, Registered) else entry
+            if asked or engine.pays(step, x):
+                return engine.forward(step, x, state, keep)
     raise AssertionError("the reference engine refuses nothing")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
@@ -18,8 +17,8 @@ from xlstm.arrays.rows import column_sums, row_products
 from xlstm.cells import mlstm
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
-from xlstm.engines.cuda import chunk_passes as chunks
-from xlstm.engines.numba import chunks as loops
+from xlstm.engines import engine
+from xlstm.engines.memories import MemoryPass
 from xlstm.layers.in_parts import in_parts, in_parts_bwd
 from xlstm.layers.initializers import Shape, mlstm_bias, uniform
 from xlstm.layers.module import Weights, dropout, dropped, rows
@@ -77,21 +76,9 @@ class MatrixMemory(NamedTuple):
         # Past the end of a sequence a step writes nothing and forgets nothing.
         i = span.mask(i, -float("inf"))
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
-        kernels = chunks.kernels(xp, q, k, v, self.N, self.steps, self.forget, self.eps)
-        computed = chunks.chunkwise(xp, q, k, v, i, f, *state, kernels=kernels)
-        saved: Any
-        if computed is not None:
-            h, *end, saved = computed
-            return h, tuple(end), saved if keep else None
-        inputs = *self._by_head(xp, q, k, v, i, f), *state
-        looped = loops.chunkwise(inputs, self.eps, self.forget, self.steps, keep)
-        if looped is not None:
-            (h, *end), saved = looped
-        else:
-            h, *end, saved = self._chunkwise(xp, inputs)
-            # The arrays kept refer to the final state, too, and the caller may change it.
-            end = [xp.asarray(s, copy=True) for s in end]
-        return self._rows(xp, h), tuple(end), saved if keep else None
+        step = MemoryPass(xp, self.N, self.steps, self.forget, self.eps)
+        h, end, tape = engine.run_memory(step, (q, k, v, i, f), state, keep)
+        return h, tuple(end), tape
 
     def run_bwd(
         self, saved: Any, dh: Array, dstate: State | None, span: Span
@@ -104,47 +91,8 @@ class MatrixMemory(NamedTuple):
             return in_parts_bwd(
                 span, self.states, lambda *own: ({}, *self.run_bwd(*own)), saved, dh, dstate
             )[1:]
-        xp = span.xp
-        dC, dn, dm = dstate or (None, None, None)
-        grads: Sequence[Array] | None = None
-        if isinstance(saved, chunks.Saved):
-            grads = chunks.chunkwise_bwd(xp, dh, dC, dn, dm, saved)
-            if grads is None:  # the forward pass begins again, too
-                inputs = *self._by_head(xp, *saved.inputs), *saved.start
-                *_, saved = self._chunkwise(xp, inputs)
-        if grads is None:
-            dh = self._heads(xp, dh)
-            if isinstance(saved, loops.Saved):
-                grads = loops.chunkwise_bwd(dh, dstate, saved, self.eps, self.forget)
-            else:
-                grads = mlstm.chunkwise_bwd(xp, dh, dC, dn, dm, saved, self.eps, self.forget)
-            grads = [*(self._rows(xp, d) for d in grads[:5]), *grads[5:]]
-        dq, dk, dv, di, df, *start = grads
+        (dq, dk, dv, di, df), start = saved.engine.backward(saved, dh, dstate)
         return (dq, dk, dv, span.mask(di), span.mask(df)), tuple(start)
-
-    def _chunkwise(self, xp: Namespace, inputs: Sequence[Array]) -> Any:
-        return mlstm.chunkwise(xp, *inputs, eps=self.eps, forget=self.forget, chunk=self.steps)
-
-    def _by_head(
-        self, xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array
-    ) -> list[Array]:
-        """Return all in the cell's layout: (B, N, T, F), and gates (B, N, T)."""
-        return [
-            *(self._heads(xp, a) for a in (q, k, v)),
-            *(xp.permute_dims(a, (1, 2, 0)) for a in (i, f)),
-        ]
-
-    def _heads(self, xp: Namespace, a: Array) -> Array:
-        """Return a view of (T, B, N F) as (B, N, T, F)."""
-        T, B, width = a.shape
-        return xp.permute_dims(reshape(a, (T, B, self.N, width // self.N)), (1, 2, 0, 3))
-
-    def _rows(self, xp: Namespace, a: Array) -> Array:
-        """Return (B, N, T, F) as (T, B, N F), and gates (B, N, T) as (T, B, N)."""
-        if a.ndim == 3:
-            return xp.permute_dims(a, (2, 0, 1))
-        B, N, T, F = a.shape
-        return reshape(xp.permute_dims(a, (2, 0, 1, 3)), (T, B, N * F))
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def traces(where: str, saved: Any) -> list[Trace]:
             continue
         layer = content if isinstance(content, dict) else getattr(content, "_asdict", dict)()
         if layer.get("memory") is not None:
-            layers.append(_matrix(name, content, layer["memory"], lengths))
+            layers.append(_matrix(name, content, layer["memory"].saved, lengths))
     if not layers:
         raise ValueError(
             f"{where}: {checks.shown(saved.layer)} keeps no gates, expected a recurrent layer"

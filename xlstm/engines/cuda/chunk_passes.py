@@ -33,6 +33,7 @@ from xlstm.engines.cuda.chunk_source import (
 )
 from xlstm.engines.cuda.kernels import contiguous
 from xlstm.engines.cuda.tiling import Device
+from xlstm.engines.memories import REFERENCE, MemoryPass, MemoryTape, Start
 
 VIEWS = ("q", "k", "v", "i", "f", "dh")  # arrays (T, B, N F) with any strides
 NAMES = (
@@ -159,33 +160,47 @@ def kernels(
     return layer if fits and kernel_fallback.works(layer.name) else None
 
 
-def chunkwise(
-    xp: Namespace, *inputs: Any, kernels: ChunkKernels | None
-) -> tuple[Array, Array, Array, Array, Saved] | None:
-    """Compute all steps from q, k, v, i~, f~, C0, n0 and m0, or return None if there are no kernels
-    or they fail.
+class CudaMemory:
+    """The engine that runs matrix memories in kernels."""
 
-    Returns
-    -------
-    h : array (T, B, N V)
-    C, n, m : array
-        The state after the last step.
-    saved : Saved
-    """
-    if kernels is None:
-        return None
-    return kernel_fallback.attempt(kernels.name, forward, xp, kernels, *inputs)
+    name = "cuda"
+
+    def refuses(self, step: MemoryPass, x: Sequence[Array], state: Start) -> str:
+        """Return why the engine cannot run a pass, or ""."""
+        q, k, v, *_ = x
+        step.compiled = kernels(step.xp, q, k, v, step.N, step.chunk, step.forget, step.eps)
+        return "" if step.compiled else "it has no kernels for these widths, dtype and card"
+
+    def pays(self, step: MemoryPass, x: Sequence[Array]) -> bool:
+        """Return True."""
+        return True
+
+    def forward(
+        self, step: MemoryPass, x: Sequence[Array], state: Start, keep: bool
+    ) -> tuple[Array, list[Array], MemoryTape | None]:
+        """Run all steps; see `MemoryEngine`."""
+        name = step.compiled.name
+        computed = kernel_fallback.attempt(name, forward, step.xp, step.compiled, *x, *state)
+        if computed is None:
+            return REFERENCE.forward(step, x, state, keep)
+        h, *end, saved = computed
+        return h, end, MemoryTape(self, step, saved) if keep else None
+
+    def backward(
+        self, tape: MemoryTape, dh: Array, dstate: Start | None
+    ) -> tuple[Sequence[Array], Sequence[Array]]:
+        """Return the gradients; see `MemoryEngine`."""
+        saved: Saved = tape.saved
+        step = tape.step
+        ends = dstate or (None, None, None)
+        grads = kernel_fallback.attempt(saved.kernels.name, backward, step.xp, dh, *ends, saved)
+        if grads is None:  # the forward pass begins again, too
+            _, _, again = REFERENCE.forward(step, saved.inputs, saved.start, True)
+            return REFERENCE.backward(again, dh, dstate)  # type: ignore[arg-type]  # it is kept
+        return grads[:5], grads[5:]
 
 
-def chunkwise_bwd(
-    xp: Namespace, dh: Array, dC: Array | None, dn: Array | None, dm: Array | None, saved: Saved
-) -> tuple[Array, ...] | None:
-    """Return the gradients with respect to q, k, v, i~, f~, C0, n0 and m0, or None if the kernels
-    fail.
-
-    dC, dn and dm may all be None, which means 0.
-    """
-    return kernel_fallback.attempt(saved.kernels.name, backward, xp, dh, dC, dn, dm, saved)
+MEMORY = CudaMemory()
 
 
 def forward(

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import cores
+from xlstm.arrays.compiled import VARIABLE
 from xlstm.arrays.namespace import Array
 from xlstm.cells.mlstm_chunks import Logs
 from xlstm.cells.mlstm_formulas import by_name, kinds, options_of, taken
+from xlstm.engines.memories import MemoryPass, MemoryTape, Start
 from xlstm.engines.numba import chunk_loops, jit
 from xlstm.engines.numba.packed_products import DTYPES
 from xlstm.engines.numba.team import share
@@ -46,11 +48,52 @@ class Saved(NamedTuple):
     den: Array
 
 
+class NumbaMemory:
+    """The engine that runs matrix memories in compiled loops."""
+
+    name = "numba"
+
+    def refuses(self, step: MemoryPass, x: Sequence[Array], state: Start) -> str:
+        """Return why the engine cannot run a pass, or ""."""
+        cores.given()  # raises if the setting is wrong, however small the work is
+        dtype = x[0].dtype
+        if dtype not in DTYPES or any(a.dtype != dtype for a in (*x, *state)):
+            return f"no compiled loop has {dtype}"
+        if x[0].size == 0:
+            return "there is no step"
+        return "" if jit.enabled() else f"{VARIABLE} is 0, or Numba is not installed"
+
+    def pays(self, step: MemoryPass, x: Sequence[Array]) -> bool:
+        """Tell whether compiled loops are quicker than NumPy's calls."""
+        T, B, width = x[0].shape
+        K = width // step.N
+        V = x[2].shape[2] // step.N
+        return _work(B, step.N, T, min(step.chunk, T), K, V) >= SMALL
+
+    def forward(
+        self, step: MemoryPass, x: Sequence[Array], state: Start, keep: bool
+    ) -> tuple[Array, list[Array], MemoryTape | None]:
+        """Run all steps; see `MemoryEngine`."""
+        inputs = *step.by_head(x), *state
+        (h, *end), saved = chunkwise(inputs, step.eps, step.forget, step.chunk, keep)
+        return step.rows(h), end, MemoryTape(self, step, saved) if keep else None
+
+    def backward(
+        self, tape: MemoryTape, dh: Array, dstate: Start | None
+    ) -> tuple[Sequence[Array], Sequence[Array]]:
+        """Return the gradients; see `MemoryEngine`."""
+        step = tape.step
+        grads = chunkwise_bwd(step.heads(dh), dstate, tape.saved, step.eps, step.forget)
+        return list(map(step.rows, grads[:5])), grads[5:]
+
+
+MEMORY = NumbaMemory()
+
+
 def chunkwise(
     inputs: Sequence[Array], eps: float, forget: str, chunk: int, keep: bool
-) -> tuple[list[Array], Saved | None] | None:
-    """Compute all steps like `chunkwise` in `cells/mlstm_chunks.py`, or return None if the loops do
-    not pay or are not possible.
+) -> tuple[list[Array], Saved | None]:
+    """Compute all steps like `chunkwise` in `cells/mlstm_chunks.py`.
 
     Parameters
     ----------
@@ -68,19 +111,9 @@ def chunkwise(
     kept : Saved or None
     """
     q, k, v, i, f, C0, n0, m0 = inputs
-    if type(q) is not np.ndarray:
-        return None
-    cores.given()  # raises if the setting is wrong, however small the work is
     B, N, T, K = q.shape
     V = v.shape[-1]
     L = min(chunk, T)
-    if (
-        _work(B, N, T, L, K, V) < SMALL
-        or q.dtype not in DTYPES
-        or any(a.dtype != q.dtype for a in inputs)
-        or not jit.enabled()
-    ):
-        return None
     q, k, v, i, f = read = tuple(map(_forwards, (q, k, v, i, f)))
     count = -(-T // L)
     W = V + 1
