@@ -58,12 +58,12 @@ def both(rng, sizes, dtype="float32", chunk=16, final=True, change=None, **optio
     assert long == made.shape.L
     most = 16 // given[0].itemsize
     assert made.shape.pack == (2 if sizes[3] % most or sizes[4] % most else most)
-    *found, saved = passes.chunkwise(low.xp, *given, kernels=made)
+    *found, saved = passes.forward(low.xp, made, *given)
     *expected, kept = mlstm.chunkwise(np, *exact, chunk=chunk, **options)
     d = [rng.standard_normal(a.shape) for a in (found[0], *expected[1:])]
     dh, *dend = low.asarray(d[0]), *(high.asarray(a) for a in d[1:])
     dend, d[1:] = (dend, d[1:]) if final else ([None] * 3, [None] * 3)
-    found += passes.chunkwise_bwd(low.xp, dh, *dend, saved)
+    found += passes.backward(low.xp, dh, *dend, saved)
     expected += mlstm.chunkwise_bwd(np, by_head(dh, N), *d[1:], kept, **options)
     found = [by_head(a, N) if k in (0, *range(4, 9)) else a for k, a in enumerate(found)]
     return (
