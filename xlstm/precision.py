@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks, foreach, optional_imports
+from xlstm.arrays import checks, compiled, foreach, optional_imports
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import BackendError, dtype_of, dtype_text
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import HALVES, Array, Namespace, Params, namespace_of
-from xlstm.engines.cuda import use
 
 __all__ = ["Mixed", "Scaling", "tf32"]
 
@@ -235,7 +234,7 @@ def tf32(on: bool = True) -> Iterator[None]:
     before = core.get_compute_type(np.float32)
     core.set_compute_type(np.float32, kinds.COMPUTE_TYPE_TF32 if on else kinds.COMPUTE_TYPE_DEFAULT)
     try:
-        with use(precision="tf32" if on else "float32"):
+        with compiled.module("cupy.choice").use(precision="tf32" if on else "float32"):
             yield
     finally:
         core.set_compute_type(np.float32, before)

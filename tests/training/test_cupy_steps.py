@@ -30,6 +30,7 @@ from xlstm.training import (
     TrainStep,
     graphs,
     optimizers,
+    steps,
     train,
 )
 
@@ -494,7 +495,7 @@ def test_by_itself_a_run_is_captured_where_it_can_be(case, captures):
 
 def test_a_layer_of_a_user_is_found_below_adapters(backend):
     layer = Own(2, 4)
-    assert not graphs.is_ours(LowRank(layer, layer.init(0, backend), 2))
+    assert not steps.is_ours(LowRank(layer, layer.init(0, backend), 2))
 
 
 def test_a_capture_for_which_there_is_too_little_memory_gives_back_all_that_it_had(backend):

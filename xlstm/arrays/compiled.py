@@ -14,9 +14,12 @@ VARIABLE = "XLSTM_COMPILE"  # 0 in the environment forbids Numba, 1 demands it
 MODULES = {
     "numpy.loops": "xlstm.engines.numba.chains",  # run, walk
     "numpy.products": "xlstm.engines.numba.packed_products",  # matmul
+    "cupy.check": "xlstm.engines.cuda.check",  # first_training
+    "cupy.choice": "xlstm.engines.cuda.choice",  # use
     "cupy.concat": "xlstm.arrays.cuda.concat_kernel",  # concat
     "cupy.foreach": "xlstm.arrays.cuda.foreach_kernels",  # apply, norm, views
     "cupy.fuse": "xlstm.arrays.cuda.fused_kernels",  # fuse, total
+    "cupy.graphs": "xlstm.training.graphs",  # Graphs
     "cupy.gather": "xlstm.arrays.cuda.gather_kernels",  # gather, add_rows
     "cupy.products": "xlstm.arrays.cuda.products",  # matmul, multiply, packed
     "cupy.random": "xlstm.arrays.cuda.random_kernels",  # bernoulli

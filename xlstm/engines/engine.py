@@ -20,7 +20,6 @@ from xlstm.arrays.namespace import Array, Namespace, Params, library
 from xlstm.cells.cell import Cell
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Masks, Step, Stream
-from xlstm.engines.memories import REFERENCE, MemoryEngine, MemoryPass, MemoryTape
 from xlstm.engines.tape import Gradients, Tape, Widths
 
 __all__ = ["Engine", "use"]
@@ -179,12 +178,6 @@ ENGINES: list[Engine | Registered] = [
     Registered("numba", "NumPy", "xlstm.engines.numba.numba_engine:NUMBA"),
     ARRAY_API,
 ]
-# The engines of matrix memories.
-MEMORY_ENGINES: list[MemoryEngine | Registered] = [
-    Registered("cuda", "CuPy", "xlstm.engines.cuda.chunk_passes:MEMORY"),
-    Registered("numba", "NumPy", "xlstm.engines.numba.chunks:MEMORY"),
-    REFERENCE,
-]
 _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("engine", default=None)
 
 
@@ -241,29 +234,6 @@ def _first(step: Step, widths: Widths, asked: str | None) -> Engine:
                 return engine.engine if isinstance(engine, Registered) else engine
             if asked:
                 raise ValueError(f"engine {asked}: {reason}")
-    raise AssertionError("the reference engine refuses nothing")
-
-
-def run_memory(
-    step: MemoryPass, x: Sequence[Array], state: Sequence[Array], keep: bool
-) -> tuple[Array, list[Array], MemoryTape | None]:
-    """Run a pass over matrix memories by the engine that `use` asks for, or the first that pays.
-
-    Parameters and results are those of `MemoryEngine.forward`.
-    """
-    asked = _asked.get()
-    if asked not in [entry.name for entry in MEMORY_ENGINES]:
-        asked = None  # an engine that has no matrix memories
-    for entry in MEMORY_ENGINES:
-        if asked in (None, entry.name):
-            reason = entry.refuses(step, x, state)
-            if asked and reason:
-                raise ValueError(f"engine {asked}: {reason}")
-            if reason:
-                continue
-            engine: MemoryEngine = entry.engine if isinstance(entry, Registered) else entry
-            if asked or engine.pays(step, x):
-                return engine.forward(step, x, state, keep)
     raise AssertionError("the reference engine refuses nothing")
 
 

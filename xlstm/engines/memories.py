@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 from xlstm.arrays.backend import Portable
 from xlstm.arrays.namespace import Array, Namespace, reshape
 from xlstm.cells import mlstm
+from xlstm.engines import engine
+from xlstm.engines.engine import Registered
 
 Start = Sequence[Array]  # C (B, N, K, V), n (B, N, K) and m (B, N)
 
@@ -146,3 +148,32 @@ class Reference:
 
 
 REFERENCE = Reference()
+# The engines of matrix memories.
+MEMORY_ENGINES: list[MemoryEngine | Registered] = [
+    Registered("cuda", "CuPy", "xlstm.engines.cuda.chunk_passes:MEMORY"),
+    Registered("numba", "NumPy", "xlstm.engines.numba.chunks:MEMORY"),
+    REFERENCE,
+]
+
+
+def run_memory(
+    step: MemoryPass, x: Sequence[Array], state: Sequence[Array], keep: bool
+) -> tuple[Array, list[Array], MemoryTape | None]:
+    """Run a pass over matrix memories by the engine that `use` asks for, or the first that pays.
+
+    Parameters and results are those of `MemoryEngine.forward`.
+    """
+    asked = engine.asked()
+    if asked not in [entry.name for entry in MEMORY_ENGINES]:
+        asked = None  # an engine that has no matrix memories
+    for entry in MEMORY_ENGINES:
+        if asked in (None, entry.name):
+            reason = entry.refuses(step, x, state)
+            if asked and reason:
+                raise ValueError(f"engine {asked}: {reason}")
+            if reason:
+                continue
+            runs: MemoryEngine = entry.engine if isinstance(entry, Registered) else entry
+            if asked or runs.pays(step, x):
+                return runs.forward(step, x, state, keep)
+    raise AssertionError("the reference engine refuses nothing")

@@ -31,11 +31,11 @@ from xlstm.training import (
     Interrupted,
     Terminated,
     Trained,
-    graphs,
     loop,
     optimizers,
 )
 from xlstm.training.schedules import cosine
+from xlstm.training.steps import graph_choice
 
 CANDIDATES = ("linear", "smoothing", "theta", "network")  # methods of a forecaster
 AnyPath = str | os.PathLike[str]
@@ -89,7 +89,7 @@ CHECKS: dict[str, checks.Kind] = {
     "dtype": checks.optional(lambda where, name, value: dtype_text(where, value)),
     "every": checks.optional(checks.count),
     "every_step": checks.optional(checks.flag),
-    "graph": graphs.choice,
+    "graph": graph_choice,
     "holidays": checks.optional(checks.text),
     "least": checks.optional(checks.finite),
     "missing": checks.choice(("refuse", "indicator")),

@@ -17,8 +17,7 @@ from xlstm.arrays.rows import column_sums, row_products
 from xlstm.cells import mlstm
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
-from xlstm.engines import engine
-from xlstm.engines.memories import MemoryPass
+from xlstm.engines.memories import MemoryPass, run_memory
 from xlstm.layers.in_parts import in_parts, in_parts_bwd
 from xlstm.layers.initializers import Shape, mlstm_bias, uniform
 from xlstm.layers.module import Weights, dropout, dropped, rows
@@ -77,7 +76,7 @@ class MatrixMemory(NamedTuple):
         i = span.mask(i, -float("inf"))
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
         step = MemoryPass(xp, self.N, self.steps, self.forget, self.eps)
-        h, end, tape = engine.run_memory(step, (q, k, v, i, f), state, keep)
+        h, end, tape = run_memory(step, (q, k, v, i, f), state, keep)
         return h, tuple(end), tape
 
     def run_bwd(

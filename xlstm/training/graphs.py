@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks, optional_imports
+from xlstm.arrays import optional_imports
 from xlstm.arrays.cuda import random_kernels
 from xlstm.arrays.cuda.cuda_graph import CudaGraph, Recorder
 from xlstm.arrays.fuse import fuse
@@ -23,28 +22,6 @@ from xlstm.training.state import StepState
 MOST = 8  # graphs of a run; batches of further shapes run without one
 SEEN = 64  # shapes seen before that are remembered
 MASKS = 1024  # the most that a step draws
-
-
-def choice(where: str, name: str, value: Any) -> bool | str:
-    """Return the checked option whether to capture steps: True, False or "auto"."""
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, str) and value == "auto":
-        return value
-    raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected True, False or 'auto'")
-
-
-def is_ours(value: Any) -> bool:
-    """Return whether a function or object, and every part of a module, belongs to this package.
-
-    Code of this package asks a GPU for the same work each time it runs; a user's code need not.
-    """
-    code = value.func if isinstance(value, functools.partial) else value
-    if not str(getattr(code, "__module__", "")).startswith(f"{__name__.partition('.')[0]}."):
-        return False
-    inner = getattr(code, "model", None)  # the model in a `LowRank`
-    parts = getattr(code, "parts", {}).values()
-    return (inner is None or is_ours(inner)) and all(map(is_ours, parts))
 
 
 @dataclass

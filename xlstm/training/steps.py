@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, compiled
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
@@ -27,7 +27,6 @@ from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.random import Seed, generator, of_part
 from xlstm.arrays.ranks.groups import GROUP, Group
 from xlstm.data.batches import Batch
-from xlstm.engines.cuda.check import first_training
 from xlstm.layers.announcements import announced
 from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
@@ -35,7 +34,6 @@ from xlstm.training.adapters import LowRank
 from xlstm.training.agreement import checksum, held, same
 from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
-from xlstm.training.graphs import Graphs, choice, is_ours
 from xlstm.training.optimizers import ByRules, Optimizer, each, norm_of
 from xlstm.training.parallel import AllReduce, Head, LossAndGradients, all_reduce
 from xlstm.training.state import (
@@ -49,13 +47,24 @@ from xlstm.training.state import (
 )
 
 AHEAD = 32  # the most steps that the host queues on a GPU before it checks their results
+
+
+def graph_choice(where: str, name: str, value: Any) -> bool | str:
+    """Return the checked option whether to capture steps: True, False or "auto"."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, str) and value == "auto":
+        return value
+    raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected True, False or 'auto'")
+
+
 # The checks of a step's options.
 OPTIONS: dict[str, checks.Kind] = {
     "optimizer": checks.instance(Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)"),
     "precision": checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed")),
     "accumulate": checks.count,
     "wait": checks.flag,
-    "graph": choice,
+    "graph": graph_choice,
     "group": checks.optional(GROUP),
     "gradients": checks.optional(checks.choice(("bfloat16",))),
 }
@@ -168,7 +177,7 @@ class TrainStep:
         runtime = Runtime(Feed.of("train", self.model, params, self.precision))
         feed = runtime.feed
         if compiles(feed.home.xp):
-            first_training(feed.low.dtype, feed.home.dtype)
+            compiled.module("cupy.check").first_training(feed.low.dtype, feed.home.dtype)
         elif self.graph is True:
             raise BackendError(
                 "TrainStep: graph is True, which needs arrays of CuPy on CUDA, the backend is"
@@ -418,7 +427,9 @@ class TrainStep:
         if (can_draw and self._is_ours) if self.graph == "auto" else self.graph:
             if runtime.graphs is None or not runtime.graphs.hold(self, state):
                 # Another state from the same `init` keeps its graphs.
-                runtime = dataclasses.replace(runtime, graphs=Graphs(self, state))
+                runtime = dataclasses.replace(
+                    runtime, graphs=compiled.module("cupy.graphs").Graphs(self, state)
+                )
                 state = state._replace(runtime=runtime)
             new = runtime.graphs.take(state, inputs, scalars)
         else:
@@ -653,3 +664,16 @@ def _weighted(
 
 def _mean(xp: Namespace, sums: Array, total: Any) -> Array:
     return sums / total
+
+
+def is_ours(value: Any) -> bool:
+    """Return whether a function or object, and every part of a module, belongs to this package.
+
+    Code of this package asks a GPU for the same work each time it runs; a user's code need not.
+    """
+    code = value.func if isinstance(value, functools.partial) else value
+    if not str(getattr(code, "__module__", "")).startswith(f"{__name__.partition('.')[0]}."):
+        return False
+    inner = getattr(code, "model", None)  # the model in a `LowRank`
+    parts = getattr(code, "parts", {}).values()
+    return (inner is None or is_ours(inner)) and all(map(is_ours, parts))
