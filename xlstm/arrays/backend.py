@@ -112,12 +112,14 @@ class Backend(Portable):
             optional_imports.torch().cuda.synchronize(self.device)
 
     def __str__(self) -> str:
-        """Return the names of library and device, and for a GPU the name of the card."""
+        """Return the names of library and device, with the name that CUDA gives the device: an
+        emulation on a CPU has a name of its own.
+        """
         device = self.device
         place = str(device)
         if self.name == "cupy":
             properties = optional_imports.cupy().cuda.runtime.getDeviceProperties(device.id)
-            place = f"GPU {device.id} ({properties['name'].decode()})"
+            place = f"device {device.id} ({properties['name'].decode()})"
         elif self.name == "torch" and device.type == "cuda":
             card = optional_imports.torch().cuda.get_device_name(device)
             place = f"GPU {device.index or 0} ({card})"
@@ -130,7 +132,7 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
     Parameters
     ----------
     name : {"auto", "numpy", "cupy", "torch"}
-        "auto" takes CuPy if a small kernel and a matrix product run on the GPU, else NumPy. If the
+        "auto" takes CuPy if a small kernel and a matrix product run on its device, else NumPy. If the
         environment variable XLSTM_BACKEND is set, it decides instead of "auto". An explicit name is
         used or refused, never replaced by another.
     device : optional
@@ -168,7 +170,7 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
                 f"backend: device {checks.shown(device)} goes with a named backend, not with auto"
             )
         name = "cupy"
-        reason = "a kernel and a matrix product ran on the GPU"
+        reason = "a kernel and a matrix product ran on the device"
         if failure := optional_imports.cupy_failure():
             name = "numpy"
             reason = f"no usable GPU: {failure}"
