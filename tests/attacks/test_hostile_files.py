@@ -118,7 +118,7 @@ MANY_BLOCKS = {
     "head": None,
 }
 MODELS = {
-    "many blocks": (json.dumps(MANY_BLOCKS), "blocks of recipe is 9999, the file holds 3 arrays"),
+    "many blocks": (json.dumps(MANY_BLOCKS), "blocks of recipe is 9999, expected a model of at most 3"),
     "deep": (DEEP, "nested more than"),
     "options are a list": (
         '{"layer": "LSTM", "options": []}',
@@ -127,7 +127,7 @@ MODELS = {
     "unknown option": (described(LSTM, wings=2), "unexpected keyword argument 'wings'"),
     "a billion layers": (
         described(LSTM, num_layers=10**9),
-        "num_layers is 1000000000, the file holds 3 arrays",
+        "num_layers is 1000000000, expected a model of at most 3 arrays",
     ),
     "large factor": (described(STACK, proj_factor=1e308), "not a sound model"),
     "head without width": (

@@ -151,8 +151,8 @@ def _layers() -> dict[str, Any]:
 
 
 def from_config(config: dict[str, Any], count: int | None = None) -> Model:
-    """Return the model or layer of a configuration; `count`, the file's number of arrays, bounds
-    its depth.
+    """Return the model or layer of a configuration; `count`, the most arrays that its file can
+    hold, bounds its depth.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def from_config(config: dict[str, Any], count: int | None = None) -> Model:
         depth = "blocks of recipe"
         declared = len(declared)
     if count is not None and isinstance(declared, int) and declared * least > count:
-        raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
+        raise ValueError(f"{depth} is {declared}, expected a model of at most {count} arrays")
     layer: Any = reading.construct("options", layers[name], options)
     if head is None:
         return layer  # type: ignore[no-any-return]
