@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 import zlib
 
 import h5py
@@ -240,6 +241,23 @@ def test_numbers_of_forecasters(forecaster, tmp_path, name, numbers, words):
     path = tmp_path / "f"
     path.write_bytes(sealed(to_bytes(arrays, opened(forecaster)[0]["__metadata__"])))
     refused(lambda: Forecaster.load(path, "numpy"), path, words)
+
+
+def test_any_number_of_coefficients_is_used_a_piece_at_a_time(forecaster, tmp_path):
+    """An autoregression may look back further than any series."""
+    arrays = from_bytes(forecaster)
+    for name in ("fitted.linear_baseline", "fitted.test.linear_baseline"):
+        arrays[name] = np.zeros((1, 1, 1 << 18))
+    path = tmp_path / "f"
+    path.write_bytes(sealed(to_bytes(arrays, opened(forecaster)[0]["__metadata__"])))
+    model = Forecaster.load(path, "numpy")
+    for use in (model.predict_quantiles, model.score):
+        tracemalloc.start()
+        try:
+            use(np.sin(np.arange(60.0)))
+            assert tracemalloc.get_traced_memory()[1] < 10 * path.stat().st_size
+        finally:
+            tracemalloc.stop()
 
 
 def test_weights_that_the_dtype_does_not_hold(tmp_path):
