@@ -247,7 +247,7 @@ def test_any_number_of_coefficients_is_used_a_piece_at_a_time(forecaster, tmp_pa
     """An autoregression may look back further than any series."""
     arrays = from_bytes(forecaster)
     for name in ("fitted.linear_baseline", "fitted.test.linear_baseline"):
-        arrays[name] = np.zeros((1, 1, 1 << 18))
+        arrays[name] = np.zeros((1, 1, 1 << 19))
     path = tmp_path / "f"
     path.write_bytes(sealed(to_bytes(arrays, opened(forecaster)[0]["__metadata__"])))
     model = Forecaster.load(path, "numpy")
