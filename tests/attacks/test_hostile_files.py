@@ -119,7 +119,10 @@ MANY_BLOCKS = {
     "head": None,
 }
 MODELS = {
-    "many blocks": (json.dumps(MANY_BLOCKS), "blocks of recipe is 9999, expected a model of at most 3"),
+    "many blocks": (
+        json.dumps(MANY_BLOCKS),
+        "blocks of recipe is 9999, expected a model of at most 3",
+    ),
     "deep": (DEEP, "nested more than"),
     "options are a list": (
         '{"layer": "LSTM", "options": []}',

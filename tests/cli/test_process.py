@@ -261,7 +261,9 @@ def test_the_model_that_is_overwritten_stays_until_the_new_one_is_complete(
         assert [line["total"] for line in read_history(folder / "history.jsonl")] == [1, 2, 3]
         run(*anew, "--resume")
     run(*anew[:-1], "whole")
-    assert model.read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes() != before[model]
+    assert (
+        model.read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes() != before[model]
+    )
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

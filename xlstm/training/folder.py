@@ -297,11 +297,9 @@ def _precedes(line: bytes, total: int, epoch: int) -> bool:
     """Return whether a line of a history is no later than step `total`, or a validation before
     `epoch`; a line that is not readable is later.
     """
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(KeyError, TypeError, ValueError):
         entry = _entry(line)
-        return entry["total"] <= total and (
-            "validation" not in entry or entry.get("epoch") < epoch
-        )
+        return entry["total"] <= total and ("validation" not in entry or entry["epoch"] < epoch)
     return False
 
 
