@@ -90,6 +90,22 @@ def test_cupy_that_does_not_work_says_what_failed(monkeypatch, stage, words):
     assert auto.reason.startswith("no usable GPU: ")
 
 
+@pytest.mark.parametrize("name", ["NVIDIA H100 PCIe", "CUDA on the CPU"])
+def test_cupy_is_called_as_cuda_calls_its_device(monkeypatch, name):
+    """An emulation on a CPU is thus never called a GPU."""
+    device = contextlib.nullcontext()
+    device.id = 0
+    fake = fake_cupy()
+    fake.cuda.Device = lambda n: device
+    fake.cuda.runtime.getDevice = lambda: 0
+    fake.cuda.runtime.getDeviceProperties = lambda n: {"name": name.encode()}
+    monkeypatch.setattr(optional_imports, "cupy", lambda: fake)
+    monkeypatch.setitem(sys.modules, "array_api_compat.cupy", np)
+    auto = xlstm.backend("auto")
+    assert str(auto) == f"cupy on device 0 ({name})"
+    assert auto.reason == "a kernel and a matrix product ran on the device"
+
+
 def test_missing_cupy_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(BackendError, match=r"CuPy .*pip install 'cupy-cuda12x\[ctk\]'"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 import zlib
 
 import h5py
@@ -118,7 +119,10 @@ MANY_BLOCKS = {
     "head": None,
 }
 MODELS = {
-    "many blocks": (json.dumps(MANY_BLOCKS), "blocks of recipe is 9999, the file holds 3 arrays"),
+    "many blocks": (
+        json.dumps(MANY_BLOCKS),
+        "blocks of recipe is 9999, expected a model of at most 3",
+    ),
     "deep": (DEEP, "nested more than"),
     "options are a list": (
         '{"layer": "LSTM", "options": []}',
@@ -127,7 +131,7 @@ MODELS = {
     "unknown option": (described(LSTM, wings=2), "unexpected keyword argument 'wings'"),
     "a billion layers": (
         described(LSTM, num_layers=10**9),
-        "num_layers is 1000000000, the file holds 3 arrays",
+        "num_layers is 1000000000, expected a model of at most 3 arrays",
     ),
     "large factor": (described(STACK, proj_factor=1e308), "not a sound model"),
     "head without width": (
@@ -240,6 +244,23 @@ def test_numbers_of_forecasters(forecaster, tmp_path, name, numbers, words):
     path = tmp_path / "f"
     path.write_bytes(sealed(to_bytes(arrays, opened(forecaster)[0]["__metadata__"])))
     refused(lambda: Forecaster.load(path, "numpy"), path, words)
+
+
+def test_any_number_of_coefficients_is_used_a_piece_at_a_time(forecaster, tmp_path):
+    """An autoregression may look back further than any series."""
+    arrays = from_bytes(forecaster)
+    for name in ("fitted.linear_baseline", "fitted.test.linear_baseline"):
+        arrays[name] = np.zeros((1, 1, 1 << 19))
+    path = tmp_path / "f"
+    path.write_bytes(sealed(to_bytes(arrays, opened(forecaster)[0]["__metadata__"])))
+    model = Forecaster.load(path, "numpy")
+    for use in (model.predict_quantiles, model.score):
+        tracemalloc.start()
+        try:
+            use(np.sin(np.arange(60.0)))
+            assert tracemalloc.get_traced_memory()[1] < 10 * path.stat().st_size
+        finally:
+            tracemalloc.stop()
 
 
 def test_weights_that_the_dtype_does_not_hold(tmp_path):

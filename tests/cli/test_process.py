@@ -59,7 +59,10 @@ def test_no_model_is_written_over(run, tmp_path, kind):
     (tmp_path / MODEL).parent.mkdir()
     (tmp_path / MODEL).write_text("precious")
     found = run(f"{kind} --output xlstm-output", code=2).stderr
-    assert found == "error: xlstm-output: holds a model already; --output names another folder\n"
+    assert found == (
+        "error: xlstm-output: holds a model already; --overwrite replaces it, and --output names"
+        " another folder\n"
+    )
     assert (tmp_path / MODEL).read_text() == "precious"
 
 
@@ -231,6 +234,36 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (
         tmp_path / "o u t/model.safetensors"
     ).read_bytes()
+
+
+ALONE = [*SHORT, "--batch-size", "32"]
+
+
+@pytest.mark.parametrize("args", [ALONE, TEXT], ids=["a model alone", "a run"])
+def test_the_model_that_is_overwritten_stays_until_the_new_one_is_complete(
+    run, tmp_path, monkeypatch, args
+):
+    monkeypatch.setenv("XLSTM_COMPILE", "0")  # as in the process that is stopped
+    folder = tmp_path / "out"
+    model = folder / "model.safetensors"
+    run(*args, "-o", "out")
+    run(*args, "-o", "out", "--overwrite", "--hidden-size", "0", code=2)  # before any work
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    anew = [*args, "--seed", "1", "-o", "out"]
+    code, errors = stopped(tmp_path, [signal.SIGINT], [*anew, "--overwrite"])
+    assert (code, model.read_bytes()) == (130, before[model])
+    if args is ALONE:
+        assert errors == "interrupted; nothing was saved\n"
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        run(*anew, "--overwrite")
+    else:
+        assert errors == f"interrupted; go on with: xlstm {' '.join(anew)} --resume\n"
+        assert [line["total"] for line in read_history(folder / "history.jsonl")] == [1, 2, 3]
+        run(*anew, "--resume")
+    run(*anew[:-1], "whole")
+    assert (
+        model.read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes() != before[model]
+    )
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

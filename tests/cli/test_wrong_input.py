@@ -35,7 +35,12 @@ WRONG = {
         "error: there: holds no run to resume; `xlstm train KIND` begins one"
     ),
     "train big.csv": "error: v, day 2001-10-08: Forecaster: values[280] is 1e+300",
-    "train forecast s.csv -o there": "there: holds a run already; --resume goes on with it",
+    "train forecast s.csv -o there": (
+        "there: holds a run already; --resume goes on with it, --overwrite replaces it, and --output"
+    ),
+    "train forecast s.csv -o there --resume --overwrite": (
+        "train: --resume goes on with the run that --overwrite replaces, expected one of them"
+    ),
     "train forecast s.csv -o there --resume": "is of another run",
     "train -": "train: reads a file more than once, expected one, not - for standard input",
     "predict series -": "-: the file is empty, expected a header line and rows",

@@ -2,6 +2,7 @@
 holidays.
 """
 
+import itertools
 from shlex import split
 
 import numpy as np
@@ -191,6 +192,10 @@ def test_holidays_are_known_in_advance(tmp_path):
     np.testing.assert_array_equal(loaded.predict(values, dates=dates), found)
     with pytest.raises(ValueError, match="holidays='DE' needs dates"):
         Forecaster(**settings, holidays="DE").fit(values)
+    for code, series in itertools.product(("X" * 5000, "DE-" + "\n" * 5000), (given, values)):
+        with pytest.raises(ValueError, match="Forecaster: holidays") as refused:
+            Forecaster(**settings, holidays=code).fit(series)
+        assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize("freq", ["D", "ME", "h"])

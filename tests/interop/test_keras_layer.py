@@ -150,11 +150,17 @@ def test_a_mask_is_refused():
 
 
 HUGE = {"layer": "LSTM", "options": {"input_size": D, "hidden_size": 10**8}}
+DEEP = {"layer": "LSTM", "options": {"input_size": D, "hidden_size": 1, "num_layers": 60_000}}
 
 
 @pytest.mark.parametrize(
     ("description", "words"),
-    [("null", "layer is"), (None, "layer is"), (json.dumps(HUGE), "no memory")],
+    [
+        ("null", "layer is"),
+        (None, "layer is"),
+        (json.dumps(HUGE), "no memory"),
+        (json.dumps(DEEP), "num_layers is 60000, expected a model of at most 4096 arrays"),
+    ],
 )
 def test_configurations_that_describe_no_layer(description, words):
     made = keras_layer(xlstm.LSTM(D, H))

@@ -66,6 +66,33 @@ def test_training_needs_only_four_packages(tmp_path):
     assert result.stdout.startswith("[")
 
 
+COMMAND = """
+from xlstm.cli import main
+sys.argv = ["xlstm", "train", "--backend", "numpy", *{}]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "code", "words"),
+    [
+        ([], 2, "line 2: dates need pandas.*xlstm-xp\\[tables\\]"),
+        (["s.csv"], 0, ""),
+    ],
+    ids=["with dates", "without dates"],
+)
+def test_the_command_needs_pandas_for_dates_alone(tmp_path, table, code, words):
+    """The extra `cli` does not bring it. The refusal comes before any work."""
+    pytest.importorskip("typer")
+    (tmp_path / "s.csv").write_text("v\n" + "".join(f"{k % 7}\n" for k in range(99)))
+    block = BLOCK.format(blocked=["pandas", "narwhals", "pyarrow"])
+    result = python(block + COMMAND.format(table), tmp_path)
+    assert result.returncode == code, result.stderr
+    assert re.search(words, result.stderr)
+    assert (tmp_path / "xlstm-output").exists() == (code == 0)
+    assert bool(result.stdout) == (code == 0)
+
+
 def test_import_loads_nothing_heavy(tmp_path):
     code = (
         "import sys, numpy, array_api_compat; before = set(sys.modules); import xlstm;"

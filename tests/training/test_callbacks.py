@@ -12,6 +12,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.data import Sequences
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Callback, MovingAverage, ProgressBar, TensorBoard, evaluate
+from xlstm.training.evaluation import metrics_of
 
 
 def test_callbacks_see_the_weights_and_all_that_happens():
@@ -89,6 +90,31 @@ def test_a_metric_has_a_number_for_each_target():
     model, data, _ = plain()
     with pytest.raises(TypeError, match=r"metrics\['a'\] returned"):
         evaluate(model, model.init(0, "numpy"), data, metrics={"a": lambda y, target: y[:0]})
+
+
+def fails(y, target):
+    raise TypeError("of the user")
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        (lambda y: y, r"^train: metrics\['a'\] takes \(y\), expected \(y, target\)$"),
+        (lambda y, target, *, axis: y, r"takes \(y, target, \*, axis\), expected"),
+        (fails, "^of the user$"),
+    ],
+)
+def test_a_metric_takes_outputs_and_targets(metric, words):
+    """Training does not begin with another; an error within the metric is the user's own."""
+    steps = []
+    with pytest.raises(TypeError, match=words):
+        fit(plain, metrics={"a": metric}, callbacks=[steps.append])
+    assert bool(steps) == (metric is fails)
+
+
+def test_a_metric_may_hide_its_signature():
+    """Some functions in C do."""
+    assert [*metrics_of("it", {"a": max})] == ["a"]
 
 
 @pytest.mark.parametrize("terminal", [True, False])

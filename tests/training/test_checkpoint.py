@@ -149,6 +149,35 @@ def test_the_history_of_what_is_repeated_is_replaced(tmp_path):
     assert history(tmp_path, "validation") == trained.validations
 
 
+def test_the_end_of_a_long_history_is_found_in_few_lines(tmp_path, monkeypatch):
+    """Wherever a run goes on; the lines of an epoch are those of its steps, and its validation."""
+    lines = {}
+    for total in range(1, 3001):
+        epoch = (total + 999) // 1000
+        lines[total, epoch, 0] = json.dumps({"total": total, "epoch": epoch, "loss": 0.5})
+        if total % 1000 == 0:
+            about = {"total": total, "epoch": epoch, "validation": None}
+            lines[total, epoch, 1] = json.dumps(about)
+    read = []
+    entry = folder._entry
+    monkeypatch.setattr(folder, "_entry", lambda line: read.append(line) or entry(line))
+    places = [(0, 1), (1, 1), (999, 1), (1000, 1), (1000, 2), (1001, 2), (2999, 3), (3000, 4)]
+    path = tmp_path / "history.jsonl"
+    for tail, (total, epoch) in itertools.product(
+        ("", '{"total": 1', "\0" * 99, '\n\0\n{"total": 0, "validation": 1}\n'), places
+    ):
+        path.write_text("".join(f"{line}\n" for line in lines.values()) + tail)
+        read.clear()
+        folder.Folder(tmp_path, 1).rewind(total, epoch)
+        kept = (
+            line
+            for (step, of, validation), line in lines.items()
+            if step <= total and (not validation or of < epoch)
+        )
+        assert path.read_text() == "".join(f"{line}\n" for line in kept)
+        assert len(read) < 40
+
+
 def test_a_history_that_is_none(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_text('{"total": 1}\n{"total": 2, "lo')

@@ -116,7 +116,7 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
     Parameters
     ----------
     name : {"auto", "numpy", "cupy", "torch"}
-        "auto" takes CuPy if a small kernel and a matrix product run on the GPU, else NumPy. If the
+        "auto" takes CuPy if a small kernel and a matrix product run on its device, else NumPy. If the
         environment variable XLSTM_BACKEND is set, it decides instead of "auto". An explicit name is
         used or refused, never replaced by another.
     device : optional
@@ -154,7 +154,7 @@ def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") ->
                 f"backend: device {checks.shown(device)} goes with a named backend, not with auto"
             )
         name = "cupy"
-        reason = "a kernel and a matrix product ran on the GPU"
+        reason = "a kernel and a matrix product ran on the device"
         if failure := optional_imports.cupy_failure():
             name = "numpy"
             reason = f"no usable GPU: {failure}"

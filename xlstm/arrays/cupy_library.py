@@ -61,6 +61,6 @@ class CuPy(Library):
         device.synchronize()
 
     def place(self, device: Any) -> str:
-        """Return the number of the GPU and the name of the card."""
+        """Return the number of the device and the name that CUDA gives it, also for an emulation."""
         properties = optional_imports.cupy().cuda.runtime.getDeviceProperties(device.id)
-        return f"GPU {device.id} ({properties['name'].decode()})"
+        return f"device {device.id} ({properties['name'].decode()})"

@@ -51,7 +51,7 @@ from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel
 from xlstm.estimators.evaluation import Score
 from xlstm.plots import figures
 from xlstm.training import Interrupted, ProgressBar, Terminated
-from xlstm.training.folder import Folder
+from xlstm.training.folder import BEST, HISTORY, Folder
 
 PICTURE = "forecast.png"
 GRAPHS: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
@@ -69,9 +69,13 @@ class CommandRun(Report):
     ----------
     context : typer.Context
     output : Path, optional
-        The folder. ValueError if it holds a run or a model already, or no run to resume.
+        The folder. ValueError if it holds a run or a model already, unless `overwrite` is true, or
+        no run to resume.
     graph : {"auto", "on", "off"}
         Whether steps are captured in CUDA graphs.
+    overwrite : bool
+        Replace the run and the model in the folder: the checkpoints when training begins, and the
+        model once the new one is complete.
     resume, as_json, quiet : optional
         Options of the command line; `quiet` has its effect by itself.
     ranks : int, optional
@@ -87,6 +91,9 @@ class CommandRun(Report):
             Option("--output", "-o", help="Folder; by default xlstm-output, or xlstm-KIND."),
         ] = None,
         resume: Annotated[bool, Option("--resume", help="Continue the run in the folder.")] = False,
+        overwrite: Annotated[
+            bool, Option("--overwrite", help="Replace the model or the run in the folder.")
+        ] = False,
         graph: Annotated[
             str, Option(help="Capture steps in CUDA graphs, on CuPy: auto, on or off.")
         ] = "auto",
@@ -98,11 +105,18 @@ class CommandRun(Report):
         ] = None,
     ) -> None:
         super().__init__(as_json)
+        if resume and overwrite:
+            raise ValueError(
+                "train: --resume goes on with the run that --overwrite replaces, expected one of"
+                " them"
+            )
         self.start = time.perf_counter()
         self.group = join(ranks)
         self.leads = self.group.rank == 0
         self.graph = GRAPHS[checks.choice(GRAPHS)("train", "graph", graph)]
         self.resume = resume
+        self.overwrite = overwrite
+        self.begun = not overwrite  # whether the checkpoints in the folder are those of this run
         self.keeps = not context.command.hidden
         self.output = output or Path(f"xlstm-{context.info_name if self.keeps else 'output'}")
         self.file = self.output / MODEL
@@ -119,16 +133,32 @@ class CommandRun(Report):
     def _check_folder(self) -> None:
         if self.output.exists():
             writing.check(self.file)
+        if self.overwrite:
+            return
         begun = bool(self.checkpoints)
         if self.resume and not begun:
             problem = "no run to resume; `xlstm train KIND` begins one without --resume"
         elif begun and not self.resume:
-            problem = "a run already; --resume goes on with it, and --output names another folder"
+            problem = "a run already; --resume goes on with it, --overwrite replaces it"
         elif self.file.exists() and not begun:
-            problem = "a model already; --output names another folder"
+            problem = "a model already; --overwrite replaces it"
         else:
             return
-        raise ValueError(f"{self.output}: holds {problem}")
+        raise ValueError(f"{self.output}: holds {problem}, and --output names another folder")
+
+    def _replace(self) -> None:
+        """Delete the files of the run in the folder, the newest checkpoint last, and leave the
+        model. ValueError if another process goes on with that run.
+        """
+        folder = Folder(self.output, 1)
+        folder.begin()
+        try:
+            names = (self.output / name for name in (HISTORY, BEST))
+            for path in (*names, *folder.checkpoints()):
+                path.unlink(missing_ok=True)
+        finally:
+            folder.close()
+        self.begun = True
 
     def fit(self, model: Any, *data: Any, file: Path, **saved: Any) -> Any:
         """Train an estimator on data of a file, and save it with options of `save`, even if a
@@ -136,6 +166,9 @@ class CommandRun(Report):
         """
         options: dict[str, Any] = {}
         model.set_params(graph=self.graph)
+        if self.overwrite and self.leads:
+            model.checked()
+            self._replace()
         if self.keeps:
             model.set_params(checkpoints=self.output, resume=self.resume)
         elif self.leads:
@@ -151,7 +184,8 @@ class CommandRun(Report):
         try:
             model.fit(*data, **options)
         except (Interrupted, Terminated):
-            self._save(model, file, saved)  # the best so far
+            if not (self.overwrite and self.file.exists()):  # that is the old one, and whole
+                self._save(model, file, saved)  # the best so far
             raise
         finally:
             bar.end()
@@ -199,9 +233,9 @@ class CommandRun(Report):
             if isinstance(error, BrokenPipeError) or not (stopped or self.saved):
                 raise
             parts = [description(error), *(f"{path} is saved" for path in self.saved)]
-            if stopped and self.checkpoints:
-                arguments = [*sys.argv[1:], *["--resume"] * ("--resume" not in sys.argv)]
-                parts.append(f"go on with: {shlex.join(['xlstm', *arguments])}")
+            if stopped and self.begun and self.checkpoints:
+                given = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+                parts.append(f"go on with: {shlex.join(['xlstm', *given, '--resume'])}")
             elif not self.saved:
                 parts.append("nothing was saved")
             tell("; ".join(parts))

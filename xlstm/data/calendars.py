@@ -271,7 +271,7 @@ def holiday_shares(where: str, country: str, calendar: Calendar, steps: int = 0)
         import holidays
     except ImportError as error:
         raise ImportError(
-            f"{where}: holidays={country!r} needs the package holidays; pip install holidays"
+            f"{where}: holidays={checks.shown(country)} needs the package holidays; pip install holidays"
         ) from error
     dates = calendar.dates.append(calendar.following(steps + 1)).tz_localize(None)
     first = on_clocks(dates[:-1]).astype("datetime64[D]")
@@ -288,10 +288,10 @@ def holiday_shares(where: str, country: str, calendar: Calendar, steps: int = 0)
     code, _, part = country.partition("-")
     try:
         days = holidays.country_holidays(code, part or None, years=years)
-    except NotImplementedError as error:
+    except NotImplementedError:
         raise ValueError(
             f"{where}: holidays is {checks.shown(country)}, expected a code of ISO 3166 that the"
-            f' package holidays knows, such as "DE" or "DE-BY" ({error})'
+            ' package holidays knows, such as "DE" or "DE-BY"'
         ) from None
     free = np.array(sorted(days), "datetime64[D]")
     counts = np.searchsorted(free, stop) - np.searchsorted(free, first)

@@ -143,7 +143,7 @@ def read_one(
         future = np.concatenate((calendar.placed(future[:N]), future[N:]))
     elif holidays is not None:
         raise ValueError(
-            f"{where}: holidays={holidays!r} needs dates, the series has none; expected a column"
+            f"{where}: holidays={checks.shown(holidays)} needs dates, the series has none; expected a column"
             " of dates, or dates="
         )
     if not future.shape[1]:

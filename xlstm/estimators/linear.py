@@ -23,6 +23,7 @@ from xlstm.estimators.series_scaling import FAR, Origins, SeriesScaling, standar
 
 Penalties = Sequence[tuple[float, float]]  # pairs: of lags, and of covariates and a constant
 MOST = 20_000  # most rows for least squares
+INPUTS = 1 << 20  # inputs of forecasts in memory at a time
 ORDERS = (2, 4, 8, 12, 24, 48, 96)  # lags to try, beside the window and whole seasons
 RIDGES = (0.001, 0.01, 0.1, 1.0)  # penalties, in units of the mean square of a lag
 COVARIATE_RIDGES = (0.001, 0.01, 0.1)  # for covariates and a constant, in units of 1
@@ -85,10 +86,11 @@ def forecasts(
     coefficients, (L, M, H, C).
     """
     coefficients = np.stack([line.coefficients for line in lines])
-    _, C, H, _ = coefficients.shape
+    _, C, H, K = coefficients.shape
+    rows = max(1, min(CHUNK, INPUTS // K))
     chunks = []
-    for k in range(0, max(1, len(origins)), CHUNK):
-        at = origins[k : k + CHUNK]
+    for k in range(0, max(1, len(origins)), rows):
+        at = origins[k : k + rows]
         by_target = []
         for c in range(C):
             same, by_step = _design(lines[0], series, scaling, units, at, H, c)

@@ -467,7 +467,8 @@ def layer(layer: Any, params: Params | None = None, seed: int = 0, **options: An
     error.
 
     You can save a model with this layer in a `.keras` file. Before you load it, import
-    `xlstm.interop.keras_layer`, so that Keras knows the layer.
+    `xlstm.interop.keras_layer`, so that Keras knows the layer. A file whose layer has more than
+    4096 layers or 512 blocks is refused.
 
     Parameters
     ----------

@@ -17,6 +17,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.interop.bridge import Bridge
+from xlstm.interop.hdf5 import MOST
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import model_files
 
@@ -94,10 +95,13 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> KerasLayer:
-        """Return the layer that `get_config` describes, with random initial weights."""
+        """Return the layer that `get_config` describes, with random initial weights.
+
+        It raises ValueError for more layers than a file of Keras has arrays.
+        """
         description = reading.from_json(WHERE, checks.text(WHERE, "layer", config.get("layer")))
         checks.instance(dict, "an object")(WHERE, "layer", description)
-        return cls(**{**config, "layer": model_files.from_config(description)})
+        return cls(**{**config, "layer": model_files.from_config(description, MOST)})
 
 
 def _function(bridge: Bridge) -> Callable[[Params, Any, Any], Any]:

@@ -145,8 +145,8 @@ def _layer(name: str) -> Any:
 
 
 def from_config(config: dict[str, Any], count: int | None = None) -> Module:
-    """Return the model or layer of a configuration; `count`, the file's number of arrays, bounds
-    its depth.
+    """Return the model or layer of a configuration; `count`, the most arrays that its file can
+    hold, bounds its depth.
 
     Raises
     ------
@@ -166,8 +166,8 @@ def from_config(config: dict[str, Any], count: int | None = None) -> Module:
         depth = "blocks of recipe"
         declared = len(declared)
     if count is not None and isinstance(declared, int) and declared * least > count:
-        raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
-    layer: Any = reading.construct("options", layer_class, options)
+        raise ValueError(f"{depth} is {declared}, expected a model of at most {count} arrays")
+    layer: Any = reading.construct("options", layers[name], options)
     if head is None:
         return layer  # type: ignore[no-any-return]
     of_text = isinstance(head, dict) and "vocab_size" in head

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -22,12 +24,21 @@ METRICS = checks.instance(Mapping, "a dict of name to function")
 
 
 def metrics_of(where: str, metrics: Any) -> Mapping[str, Metric]:
-    """Return the given metrics, or an empty dict; raise TypeError unless they are functions by
-    name.
+    """Return the given metrics, or an empty dict; raise TypeError unless they are functions of
+    `(y, target)` by name.
     """
     functions: Mapping[str, Metric] = METRICS(where, "metrics", {} if metrics is None else metrics)
     for name, metric in functions.items():
         checks.function(where, f"metrics[{name!r}]", metric)
+        with contextlib.suppress(ValueError):  # some functions in C do not show their signature
+            signature = inspect.signature(metric)
+            try:
+                signature.bind("y", "target")
+            except TypeError:
+                raise TypeError(
+                    f"{where}: metrics[{name!r}] takes {str(signature)[: checks.SHOWN]}, expected"
+                    " (y, target)"
+                ) from None
     return functions
 
 

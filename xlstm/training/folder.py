@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import mmap
 import os
 import re
 import time
@@ -189,25 +190,30 @@ class Folder:
         """Drop lines of the history after step number `total`, and validations from `epoch` on: the
         run repeats them.
 
-        Lines that a killed process or a power cut left half written are dropped, too. A run needs
-        only its checkpoint.
+        Lines are in the order of their steps, so bisection finds the first one to drop, and few
+        lines of a long history are read. Lines at the end that a killed process or a power cut left
+        half written are dropped, too. A run needs only its checkpoint.
         """
         if self.path is None:
             return
         writing.clean(self.path)
-        if not reading.regular(path := self.path / HISTORY).exists():
+        path = reading.regular(self.path / HISTORY)
+        size = path.stat().st_size if path.exists() else 0
+        if size == 0:
             return
-        lines = ""
-        blob = path.read_bytes()
-        for line in blob.split(b"\n"):
-            with contextlib.suppress(TypeError, ValueError):
-                entry = _entry(line)
-                if entry["total"] <= total and (
-                    "validation" not in entry or entry["epoch"] < epoch
-                ):
-                    lines += json.dumps(entry) + "\n"
-        if lines.encode() != blob:
-            writing.write(path, lines.encode())
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            kept = 0  # bytes of lines that are kept
+            dropped = text.rfind(b"\n") + 1  # where lines to drop begin
+            while kept < dropped:
+                middle = (kept + dropped) // 2
+                begin = max(kept, text.rfind(b"\n", kept, middle) + 1)
+                end = text.find(b"\n", middle) + 1
+                if _precedes(text[begin:end], total, epoch):
+                    kept = end
+                else:
+                    dropped = begin
+        if kept < size:
+            os.truncate(path, kept)
 
     def log(self, **entry: Any) -> None:
         """Add a line to the history; NaN and infinity become null, since JSON has neither."""
@@ -285,6 +291,16 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: line {number} is not readable ({error})") from error
     return entries
+
+
+def _precedes(line: bytes, total: int, epoch: int) -> bool:
+    """Return whether a line of a history is no later than step `total`, or a validation before
+    `epoch`; a line that is not readable is later.
+    """
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        entry = _entry(line)
+        return entry["total"] <= total and ("validation" not in entry or entry["epoch"] < epoch)
+    return False
 
 
 def _entry(line: bytes) -> dict[str, Any]:
