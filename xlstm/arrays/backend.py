@@ -106,7 +106,7 @@ class Backend(Portable):
         library_of(self.name).synchronize(self.device)
 
     def __str__(self) -> str:
-        """Return the names of library and device, and for a GPU the name of the card."""
+        """Return the names of library and device; CUDA names a card, and an emulation of one."""
         return f"{self.name} on {library_of(self.name).place(self.device)}"
 
 
