@@ -167,7 +167,7 @@ def from_config(config: dict[str, Any], count: int | None = None) -> Module:
         declared = len(declared)
     if count is not None and isinstance(declared, int) and declared * least > count:
         raise ValueError(f"{depth} is {declared}, expected a model of at most {count} arrays")
-    layer: Any = reading.construct("options", layers[name], options)
+    layer: Any = reading.construct("options", layer_class, options)
     if head is None:
         return layer  # type: ignore[no-any-return]
     of_text = isinstance(head, dict) and "vocab_size" in head
