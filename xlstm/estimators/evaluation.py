@@ -316,9 +316,12 @@ def rolling(
 
 def of_test_part(predictor: Predictor, series: TimeSeries, units: Values) -> Forecasts:
     """Return the forecasts of the test part of a series."""
+    parts = parts_of(len(series.values), predictor.settings)
+    return after(predictor, series, units, parts["test"].start)
+
+
+def after(predictor: Predictor, series: TimeSeries, units: Values, first: int) -> Forecasts:
+    """Return the forecasts of a series from each row, beginning with the row `first`."""
     N = len(series.values)
-    parts = []
-    for start in range(parts_of(N, predictor.settings)["test"].start, N, baselines.CHUNK):
-        stop = min(start + baselines.CHUNK, N)
-        parts.append(rolling(predictor, series, units, start, stop)[0])
-    return joined(parts)
+    ends = ((start, min(start + baselines.CHUNK, N)) for start in range(first, N, baselines.CHUNK))
+    return joined([rolling(predictor, series, units, *pair)[0] for pair in ends])
