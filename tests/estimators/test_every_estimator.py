@@ -4,6 +4,7 @@ that fail.
 
 import copy
 import pickle
+import re
 import signal
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+import xlstm
 from tests.conftest import DATA
 from tests.estimators.conftest import QUICK, driven, rewrite
+from xlstm import models
 from xlstm.estimators import (
     Forecaster,
     NotFittedError,
@@ -202,14 +205,37 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", KINDS, indirect=True)
-def test_files_that_are_refused(kind, trained, tmp_path):
+def test_files_that_are_refused(kind, trained, tmp_path, monkeypatch):
+    """If another version of xlstm wrote a file, the error says so, and what to do."""
     path = tmp_path / "m"
     name = trained.KIND
-    for place, change, words in DAMAGE[name]:
-        trained.save(path)
-        rewrite(path, name, place, change)
-        with pytest.raises(ValueError, match=f"not a sound {name} .*{words}"):
-            type(trained).load(path)
+    for version in (xlstm.__version__, "0.0.9"):
+        end = r"\)"
+        if version == "0.0.9":
+            end += f"; xlstm 0.0.9 wrote the file, and this is xlstm {xlstm.__version__}: fit"
+            end += " or train again, or install that version to load it"
+        for place, change, words in DAMAGE[name]:
+            trained.save(path)
+            with monkeypatch.context() as patch:
+                patch.setattr(xlstm, "__version__", version)
+                rewrite(path, name, place, change)
+            with pytest.raises(ValueError, match=f"not a sound {name} .*{words}.*{end}$"):
+                type(trained).load(path)
+
+
+def test_files_of_another_kind_name_the_call_that_reads_them(kind, trained, tmp_path):
+    path = tmp_path / "m"
+    trained.save(path)
+    words = f"kind is '{trained.KIND}', expected '%s'; {type(trained).__name__}.load(path) reads it"
+    with pytest.raises(ValueError, match=re.escape(words % "model")):
+        models.load(path)
+    other = TextModel if trained.KIND == "forecaster" else Forecaster
+    with pytest.raises(ValueError, match=re.escape(words % other.KIND)):
+        other.load(path)
+    models.save(path, trained.model_, trained.params_)
+    words = f"kind is 'model', expected '{trained.KIND}'; models.load(path) reads it"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        type(trained).load(path)
 
 
 @pytest.mark.parametrize("name", sorted(DAMAGE.keys() - {"forecaster"}))

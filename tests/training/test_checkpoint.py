@@ -29,7 +29,7 @@ from tests.training.runs import (
     steps_on_disk,
     streams,
 )
-from xlstm import checkpoint
+from xlstm import checkpoint, models
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import writing
 from xlstm.data.tensors import Tensors
@@ -96,7 +96,8 @@ def good(**changes):
         (to_bytes({"a": np.ones(1)}), "no entry 'xlstm'"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{"}), "description is not readable"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "[]"}), "version of the format is None"),
-        (good(version=9), "version of the format is 9"),
+        (good(version=9, xlstm="9.1"), "format is 9, expected 2; xlstm 9.1 wrote the file, and this"),
+        (good(version=1), "is 1, .* an earlier xlstm, which did not name its version, wrote the file"),
         (good(), "was changed after it was written"),
         (good(digest=None), "was changed after it was written"),
         (good(config=[]), "kind and config"),
@@ -136,6 +137,8 @@ def test_files_that_are_kept(tmp_path):
     assert folder.read(tmp_path / "best.safetensors").about["best_epoch"] == trained.best_epoch
     assert history(tmp_path, "loss") == trained.losses
     assert history(tmp_path, "validation") == trained.validations
+    with pytest.raises(ValueError, match=r"kind is 'training', .*; training\.train\(.* reads it$"):
+        models.load(tmp_path / "best.safetensors")
 
 
 def test_the_history_of_what_is_repeated_is_replaced(tmp_path):

@@ -343,7 +343,8 @@ class FiledEstimator(Estimator):
             estimator.data_ = checks.optional(checks.text)("file", "data", tree.get("data"))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}: not a sound {cls.KIND} ({type(error).__name__}: {error})"
+                f"{path}: not a sound {cls.KIND} ({type(error).__name__}:"
+                f" {error}){checkpoint.advice(path)}"
             ) from error
         return estimator
 
