@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as to_bytes
 
+import xlstm
 from tests.training.runs import (
     at,
     checkpoints_in,
@@ -76,7 +77,8 @@ def test_literal_bytes(tmp_path):
     data = np.array([1.0, 2.0]).tobytes()
     digest = hashlib.sha256(b'["test", {"k": 1}]["a", "<f8", [2]]' + data).hexdigest()
     about = '{"version": 2, "kind": "test", "config": {"k": 1}, "digest": "'
-    assert header["__metadata__"] == {"xlstm": about + digest + '"}'}
+    end = f'", "xlstm": "{xlstm.__version__}"}}'
+    assert header["__metadata__"] == {"xlstm": about + digest + end}
     assert blob[8 + length :] == data
 
 
