@@ -3,11 +3,16 @@ that fail.
 """
 
 import copy
+import io
+import math
 import pickle
 import re
 import signal
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,7 +30,7 @@ from xlstm.estimators import (
     TextModel,
 )
 from xlstm.layers.recurrent import CELLS
-from xlstm.training import Interrupted, Terminated
+from xlstm.training import Interrupted, ProgressBar, Terminated
 
 
 class Kind(NamedTuple):
@@ -171,6 +176,36 @@ def test_a_warm_start_goes_on(kind, trained, tmp_path):
     made = type(trained).load(tmp_path / "m", "numpy").set_params(warm_start=True).fit(*kind.data)
     assert made.trained_.losses[0] < trained.trained_.losses[0]
     assert made.fit(*kind.data).trained_.losses[0] < trained.trained_.losses[0]
+
+
+def test_a_progress_bar_on_a_terminal(kind, monkeypatch):
+    """It appears after `SHORT` seconds where a user can see it and did not decide otherwise."""
+    console = pytest.importorskip("rich.console")
+
+    def shown(options=None, terminal=True, run=lambda fit: fit(), **parameters):
+        stream = io.StringIO()
+        stream.isatty = lambda: terminal
+        monkeypatch.setattr(sys, "stderr", stream)
+        run(lambda: kind.new(**parameters).fit(*kind.data, **(options or {})))
+        return "epoch 1/" in stream.getvalue()
+
+    monkeypatch.setattr("xlstm.training.callbacks.SHORT", math.inf)
+    assert not shown()
+    assert shown({"progress": True})
+    monkeypatch.setattr("xlstm.training.callbacks.SHORT", -1.0)
+    assert shown()
+    assert not shown({"progress": False})
+    assert not shown({"progress": lambda now: None})
+    assert not shown(terminal=False)
+    assert not shown(callbacks=[ProgressBar(console.Console(quiet=True))])
+    with ThreadPoolExecutor(1) as pool:
+        assert not shown(run=lambda fit: pool.submit(fit).result())
+    for name, value in (("rich", None), ("multiprocessing", Mock())):  # a worker has a parent
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, name, value)
+            assert not shown()
+    with pytest.raises(TypeError, match="progress is 3, expected True, False, 'auto' or a func"):
+        kind.new().fit(*kind.data, progress=3)
 
 
 def test_it_says_that_it_is_not_fitted(kind, tmp_path):

@@ -135,26 +135,19 @@ class CommandRun(Report):
         signal ends training.
         """
         options: dict[str, Any] = {}
-        model.set_params(graph=self.graph)
+        bar = ProgressBar(Console(quiet=True) if out.quiet else err)
+        model.set_params(graph=self.graph, callbacks=[bar])
         if self.keeps:
             model.set_params(checkpoints=self.output, resume=self.resume)
         elif self.leads:
             self.output.mkdir(parents=True, exist_ok=True)
         if self.group.size > 1:
             options["group"] = self.group
-        bar = ProgressBar(Console(quiet=True) if out.quiet else err)
-        bar.begin({})
-        if isinstance(model, Forecaster):
-            options["progress"] = bar.step
-        else:
-            model.set_params(callbacks=[bar])
         try:
             model.fit(*data, **options)
         except (Interrupted, Terminated):
             self._save(model, file, saved)  # the best so far
             raise
-        finally:
-            bar.end()
         self._save(model, file, saved)  # before anything else can go wrong
         tell_of_ranks(self.group)
         self.group.close()

@@ -42,6 +42,7 @@ from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
 from xlstm.plots import results
 from xlstm.training import Callback, Progress
 from xlstm.training.agreement import of_first
+from xlstm.training.callbacks import PROGRESS
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -187,7 +188,7 @@ quantiles, linear_baseline, season, calendar, least, refit
     def fit(
         self,
         values: Any,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[Progress], object] | bool | str | None = "auto",
         group: Group | None = None,
         **covariates: Unpack[CovariateArguments],
     ) -> Self:
@@ -199,8 +200,10 @@ quantiles, linear_baseline, season, calendar, least, refit
             One series with one target (N,) or with C targets (N, C), or several series. NaN marks a
             gap: the value before it fills it, and it is never a target. Rows before the first value
             of any target are left out. The dates of a table are used.
-        progress : callable, optional
-            `fit` calls it with a `training.Progress` after every step.
+        progress : callable, bool or "auto"
+            A function that `fit` calls with a `training.Progress` after every step of the network,
+            or whether there is a progress bar. By default there is one on a terminal, as for
+            `training.train`.
         group : Group, optional
             The ranks that train together, each with the same arguments, as for `training.train`.
         covariates : past, future, static, dates
@@ -232,7 +235,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             Ctrl-C or SIGTERM ended training. The forecaster is then fitted with the best weights so
             far.
         """
-        checks.optional(checks.function)("Forecaster", "progress", progress)
+        PROGRESS("Forecaster", "progress", progress)
         backend, panel, variants = self._to_fit(values, covariates)
         return self._fit(variants, panel, backend, progress, group)
 
@@ -802,7 +805,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         variants: list[list[TimeSeries]],
         panel: Panel,
         backend: Backend,
-        progress: Callable[[Progress], None] | None,
+        progress: Any,
         group: Group | None = None,
     ) -> Self:
         """Train on series and store the result, also if a signal ends training."""
