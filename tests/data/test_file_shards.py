@@ -65,6 +65,12 @@ def texts(folder):
     return files
 
 
+def marred(array, *at, value=np.nan):
+    array = array.copy()
+    array[at] = value
+    return array
+
+
 # files, options, and the data in memory with the same batches
 KINDS = {
     "examples": (lambda f: pairs(f, X, Y), LAST, Windows(X, Y, **LAST)),
@@ -264,6 +270,23 @@ WRONG = {
     "no rows": (lambda f: tables(f, X[:1], Y[:1])[1:], {}, "1.parquet and others have no rows"),
     "lengths": (lambda f: tables(f, [*X[1:], X[0, :4]], Y), {}, "3.parquet, row group 9.* 4 to 5"),
     "a null": (lambda f: tables(f, [*X[1:], None], Y), {}, "3.parquet, row group 9.* 1 nulls"),
+    # rows 207 and 219 of all are rows 7 and 19 of the last file
+    "x": (lambda f: pairs(f, marred(X, 207, 3, 1), Y), {}, r"x3.npy: row 7 has nan at \[3, 1\], exp"),
+    "target": (
+        lambda f: pairs(f, X, marred(Y, 207, 2, value=np.inf)),
+        {},
+        r"y3.npy: row 7 has inf at \[2\], expected finite",
+    ),
+    "x of a table": (
+        lambda f: tables(f, marred(X, 219, 3, 1), Y),
+        {},
+        r"3.parquet, row group 1, column x: row 19 of the file has nan at \[3, 1\], expected",
+    ),
+    "target of a table": (
+        lambda f: tables(f, X, marred(Y[:, 0], 219)),
+        {},
+        "row group 1, column target: row 19 of the file has nan, expected",
+    ),
     "row groups": (lambda f: tables(f, X, Y, 300), {"group": Threads(0, Shared(4))}, "3 shards"),
 }
 

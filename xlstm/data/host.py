@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,16 @@ def finite(
         is_large = np.isfinite(value)
         problem = f"more than {dtype} has room for" if is_large else "expected finite numbers"
         raise ValueError(f"{where}: {name}{at} is {value:g}, {problem}")
+
+
+def finite_rows(array: Host, place: Callable[[int], str]) -> None:
+    """Raise ValueError unless the rows (N, ...) of a file are finite; `place(k)` names row k."""
+    if array.dtype.kind == "f":
+        for row, *at in np.argwhere(~np.isfinite(array))[:1].tolist():
+            where = f" at {at}" if at else ""
+            raise ValueError(
+                f"{place(row)} has {array[row, *at]:g}{where}, expected finite numbers"
+            )
 
 
 class SeriesError(ValueError):

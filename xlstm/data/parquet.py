@@ -19,7 +19,7 @@ import numpy as np
 from xlstm.arrays.optional_imports import pyarrow
 from xlstm.arrays.ranks.groups import Group, columns
 from xlstm.data.batches import Batch, Shuffler, part_of, time_first
-from xlstm.data.host import Host
+from xlstm.data.host import Host, finite_rows
 
 WHERE = "FileShards"
 SEEN = 4096  # the last bytes of each file, which ranks compare
@@ -131,11 +131,12 @@ class RowGroups:
     def read(self, group: _RowGroup) -> list[Host]:
         """Return x and target of all rows of a row group."""
         where = f"{WHERE}: {group.path}, row group {group.number}"
+        first = sum(group.metadata.row_group(k).num_rows for k in range(group.number))
         with pyarrow().parquet.ParquetFile(group.path, metadata=group.metadata) as file:
             table = file.read_row_group(group.number, self.names)
         values = []
         for name, axes in zip(self.names, (2, 1 + self.every_step), strict=True):
-            array = _array(f"{where}, column {name}", table[name])
+            array = _array(f"{where}, column {name}", table[name], first)
             values.append(
                 array[..., None] if (array.ndim, array.dtype.kind) == (axes, "f") else array
             )
@@ -199,8 +200,11 @@ def _order(count: int, seed: int | None, *place: int) -> Host:
     return np.random.default_rng([seed, *place]).permutation(count)
 
 
-def _array(where: str, column: Any) -> Host:
-    """Return a column of numbers, or of lists of one length, as an array (N, ...)."""
+def _array(where: str, column: Any, first: int) -> Host:
+    """Return a column of numbers, or of lists of one length, as an array (N, ...).
+
+    `first` is the number of its first row in the file, for errors.
+    """
     compute = pyarrow().compute
     shape = [len(column)]
     while pyarrow().types.is_nested(column.type) and not column.null_count:
@@ -217,4 +221,6 @@ def _array(where: str, column: Any) -> Host:
         raise ValueError(
             f"{where} has type {column.type} and {column.null_count} nulls, expected real numbers"
         )
-    return array.reshape(shape)
+    array = array.reshape(shape)
+    finite_rows(array, lambda k: f"{where}: row {first + k} of the file")
+    return array
