@@ -8,11 +8,12 @@ safetensors writes several entries in no fixed order, and equal models must give
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,8 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
 @reading.brief()
 def kind_of(path: str | os.PathLike[str]) -> str:
     """Return the kind of model in a file, or raise as `load` does."""
-    return _about(Tensors(path))[0]
+    kind: str = _about(Tensors(path))["kind"]
+    return kind
 
 
 @reading.brief()
@@ -124,7 +126,7 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict
         kind.
     """
     file = Tensors(path)
-    its_kind, config, expected = _about(file)
+    _, its_kind, config, expected, _ = map(_about(file).get, ENTRIES)
     if its_kind != kind:
         reader = f"; {READERS[its_kind]} reads it" if its_kind in READERS else ""
         raise ValueError(f"{path}: kind is {its_kind!r}, expected {kind!r}{reader}")
@@ -148,39 +150,43 @@ def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | N
             raise ValueError(f"{path}: {name} is not finite{there}")
 
 
-def advice(path: str | os.PathLike[str]) -> str:
-    """Return the end of an error about a file that another version of xlstm wrote, or an empty
-    text.
+@contextlib.contextmanager
+def sound(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Name the file, and the version of xlstm that wrote it if it is another one, in errors about
+    what the file holds.
     """
-    return _advice(_entry(Tensors(path)))
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a sound {kind} ({type(error).__name__}:"
+            f" {error}){_advice(_about(Tensors(path)))}"
+        ) from error
 
 
 def _advice(about: dict[str, Any]) -> str:
-    writer = about.get(KEY)
+    """Return the end of an error about a file that another version of xlstm wrote, or an empty
+    text.
+    """
+    writer = about.get(KEY, "of an earlier version")
     if writer == xlstm.__version__:
         return ""
-    name = f"xlstm {writer}" if writer else "an earlier xlstm, which did not name its version,"
     return (
-        f"; {name} wrote the file, and this is xlstm {xlstm.__version__}: fit or train again, or"
-        " install that version to load it"
+        f"; xlstm {writer} wrote the file, and this is xlstm {xlstm.__version__}: fit or train"
+        " again, or install that version to load it"
     )
 
 
-def _entry(file: Tensors) -> dict[str, Any]:
-    """Return the description in a file's metadata; it is empty if it is no object."""
+def _about(file: Tensors) -> dict[str, Any]:
+    """Return the description of a file in this version of the format."""
     if KEY not in file.metadata:
         raise ValueError(f"{file.path}: not an xlstm model file, its metadata has no entry {KEY!r}")
     try:
         about = reading.from_json(f"entry {KEY!r}", file.metadata[KEY])
     except ValueError as error:
         raise ValueError(f"{file.path}: its description is not readable ({error})") from error
-    return about if isinstance(about, dict) else {}
-
-
-def _about(file: Tensors) -> tuple[str, dict[str, Any], Any]:
-    """Return kind, configuration and digest from a file in this version of the format."""
-    about = _entry(file)
-    version, kind, config, expected, _ = map(about.get, ENTRIES)
+    about = about if isinstance(about, dict) else {}
+    version, kind, config = map(about.get, ENTRIES[:3])
     if version != VERSION:
         raise ValueError(
             f"{file.path}: version of the format is {shown(version)}, expected"
@@ -190,7 +196,7 @@ def _about(file: Tensors) -> tuple[str, dict[str, Any], Any]:
         raise ValueError(
             f"{file.path}: kind and config are {shown([kind, config])}, expected text and an object"
         )
-    return kind, config, expected
+    return about
 
 
 def pack(tree: Any) -> tuple[Any, dict[str, Host]]:

@@ -271,21 +271,21 @@ WRONG = {
     "lengths": (lambda f: tables(f, [*X[1:], X[0, :4]], Y), {}, "3.parquet, row group 9.* 4 to 5"),
     "a null": (lambda f: tables(f, [*X[1:], None], Y), {}, "3.parquet, row group 9.* 1 nulls"),
     # rows 207 and 219 of all are rows 7 and 19 of the last file
-    "x": (lambda f: pairs(f, marred(X, 207, 3, 1), Y), {}, r"x3.npy: row 7 has nan at \[3, 1\], exp"),
+    "x": (lambda f: pairs(f, marred(X, 207, 3, 1), Y), {}, r"x3.npy: row 7\[3, 1\] is nan, exp"),
     "target": (
         lambda f: pairs(f, X, marred(Y, 207, 2, value=np.inf)),
         {},
-        r"y3.npy: row 7 has inf at \[2\], expected finite",
+        r"y3.npy: row 7\[2\] is inf, expected finite",
     ),
     "x of a table": (
         lambda f: tables(f, marred(X, 219, 3, 1), Y),
         {},
-        r"3.parquet, row group 1, column x: row 19 of the file has nan at \[3, 1\], expected",
+        r"3.parquet, row group 1, column x: file row 19\[3, 1\] is nan, expected",
     ),
     "target of a table": (
         lambda f: tables(f, X, marred(Y[:, 0], 219)),
         {},
-        "row group 1, column target: row 19 of the file has nan, expected",
+        "row group 1, column target: file row 19 is nan, expected",
     ),
     "row groups": (lambda f: tables(f, X, Y, 300), {"group": Threads(0, Shared(4))}, "3 shards"),
 }

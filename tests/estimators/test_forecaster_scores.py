@@ -119,7 +119,7 @@ def test_rows_after_those_of_fit_are_judged_in_each_series_of_a_table(dates):
     assert forecaster.score(panel("a", "b", rows=fit, dates=dates)).points == 60  # the test part
     for table, words in (
         (panel("a", "b", rows=slice(150, 155), dates=dates), "'a' has 5 rows after"),
-        (panel("a", "c", rows=later, dates=dates), "'c' has no rows in fit, as other series"),
+        (panel("a", "c", rows=later, dates=dates), "'c' has no rows in fit, as other series have"),
         (panel("a", "b", rows=later, gap=1), "'b' begins at 2020-05-31 .*, expected 2020-05-30 "),
     ):
         if dates or "begins" not in words:

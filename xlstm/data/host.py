@@ -86,10 +86,8 @@ def finite_rows(array: Host, place: Callable[[int], str]) -> None:
     """Raise ValueError unless the rows (N, ...) of a file are finite; `place(k)` names row k."""
     if array.dtype.kind == "f":
         for row, *at in np.argwhere(~np.isfinite(array))[:1].tolist():
-            where = f" at {at}" if at else ""
-            raise ValueError(
-                f"{place(row)} has {array[row, *at]:g}{where}, expected finite numbers"
-            )
+            value = array[row, *at]
+            raise ValueError(f"{place(row)}{at or ''} is {value:g}, expected finite numbers")
 
 
 class SeriesError(ValueError):

@@ -222,5 +222,5 @@ def _array(where: str, column: Any, first: int) -> Host:
             f"{where} has type {column.type} and {column.null_count} nulls, expected real numbers"
         )
     array = array.reshape(shape)
-    finite_rows(array, lambda k: f"{where}: row {first + k} of the file")
+    finite_rows(array, lambda k: f"{where}: file row {first + k}")
     return array

@@ -314,14 +314,16 @@ def rolling(
     return Forecasts(*(part[late] for part in (origins, mean, quantiles, truth))), width[late]
 
 
-def of_test_part(predictor: Predictor, series: TimeSeries, units: Values) -> Forecasts:
-    """Return the forecasts of the test part of a series."""
-    parts = parts_of(len(series.values), predictor.settings)
-    return after(predictor, series, units, parts["test"].start)
-
-
-def after(predictor: Predictor, series: TimeSeries, units: Values, first: int) -> Forecasts:
-    """Return the forecasts of a series from each row, beginning with the row `first`."""
+def of_judged_rows(predictor: Predictor, series: TimeSeries, units: Values) -> Forecasts:
+    """Return the forecasts of the test part of a series, or of all rows after those of `fit`, if it
+    begins with these.
+    """
     N = len(series.values)
-    ends = ((start, min(start + baselines.CHUNK, N)) for start in range(first, N, baselines.CHUNK))
-    return joined([rolling(predictor, series, units, *pair)[0] for pair in ends])
+    first = -series.begin
+    if first <= 0:
+        first = parts_of(N, predictor.settings)["test"].start
+    parts = []
+    for start in range(first, N, baselines.CHUNK):
+        stop = min(start + baselines.CHUNK, N)
+        parts.append(rolling(predictor, series, units, start, stop)[0])
+    return joined(parts)

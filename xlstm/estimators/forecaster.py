@@ -549,10 +549,8 @@ quantiles, linear_baseline, season, calendar, least, refit
         panel, pairs = self._read(values, covariates, 0)
         several = [series for series, _ in pairs]
         p = self.test_predictor_
-        if several[0].begin < 0:
-            forecasts = [evaluation.after(self.predictor_, *pair, -pair[0].begin) for pair in pairs]
-        else:
-            forecasts = [evaluation.of_test_part(p, *pair) for pair in pairs]
+        judged = self.predictor_ if several[0].begin < 0 else p
+        forecasts = [evaluation.of_judged_rows(judged, *pair) for pair in pairs]
         periods = p.combination.seasons
         return evaluation.score(several, forecasts, p.settings.quantiles, periods, panel)
 
@@ -763,21 +761,17 @@ quantiles, linear_baseline, season, calendar, least, refit
         """
         history = vars(self).get("_history", {})
         before = [history.get(name) for name in panel.ids or [""] * panel.alone]
-        pairs = list(zip(before, later, strict=False))
-        follow = [rows is not None and _follows(rows[0], series) for rows, series in pairs]
-        if not any(follow):
+        if not any(rows and _follows(rows[0], series) for rows, series in zip(before, later)):
             return []
-        names = names_of(panel.ids, len(pairs))
-        for (rows, series), does, name in zip(pairs, follow, names, strict=True):
-            problem = "has no rows in fit"
-            if rows is not None:
-                if does or series.calendar is None:
-                    continue
+        for rows, series, name in zip(before, later, names_of(panel.ids, len(before)), strict=True):
+            if rows is None:
+                raise ValueError(f"Forecaster: {name} has no rows in fit, as other series have")
+            if series.calendar is not None and not _follows(rows[0], series):
                 expected = rows[0].calendar.following(1)[0]
-                problem = f"begins at {series.calendar.dates[0]}, expected {expected}"
-            raise ValueError(
-                f"Forecaster: {name} {problem}, as other series follow their rows of fit"
-            )
+                raise ValueError(
+                    f"Forecaster: {name} begins at {series.calendar.dates[0]}, expected {expected},"
+                    " the next date, at which other series begin"
+                )
         return before
 
     def _to_fit(
