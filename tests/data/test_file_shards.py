@@ -280,12 +280,12 @@ WRONG = {
     "x of a table": (
         lambda f: tables(f, marred(X, 219, 3, 1), Y),
         {},
-        r"3.parquet, row group 1, column x: file row 19\[3, 1\] is nan, expected",
+        r"3.parquet, column x: row 19\[3, 1\] is nan, expected",
     ),
     "target of a table": (
         lambda f: tables(f, X, marred(Y[:, 0], 219)),
         {},
-        "row group 1, column target: file row 19 is nan, expected",
+        "3.parquet, column target: row 19 is nan, expected",
     ),
     "row groups": (lambda f: tables(f, X, Y, 300), {"group": Threads(0, Shared(4))}, "3 shards"),
 }

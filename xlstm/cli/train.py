@@ -134,17 +134,14 @@ class CommandRun(Report):
         """Train an estimator on data of a file, and save it with options of `save`, even if a
         signal ends training.
         """
-        options: dict[str, Any] = {}
         bar = ProgressBar(Console(quiet=True) if out.quiet else err)
         model.set_params(graph=self.graph, callbacks=[bar])
         if self.keeps:
             model.set_params(checkpoints=self.output, resume=self.resume)
         elif self.leads:
             self.output.mkdir(parents=True, exist_ok=True)
-        if self.group.size > 1:
-            options["group"] = self.group
         try:
-            model.fit(*data, **options)
+            model.fit(*data, group=self.group if self.group.size > 1 else None)
         except (Interrupted, Terminated):
             self._save(model, file, saved)  # the best so far
             raise

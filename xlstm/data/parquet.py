@@ -7,6 +7,7 @@ in proportion to the shard's size, so that all shards end with the last batch.
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import os
 import zlib
@@ -131,12 +132,12 @@ class RowGroups:
     def read(self, group: _RowGroup) -> list[Host]:
         """Return x and target of all rows of a row group."""
         where = f"{WHERE}: {group.path}, row group {group.number}"
-        first = sum(group.metadata.row_group(k).num_rows for k in range(group.number))
         with pyarrow().parquet.ParquetFile(group.path, metadata=group.metadata) as file:
             table = file.read_row_group(group.number, self.names)
         values = []
         for name, axes in zip(self.names, (2, 1 + self.every_step), strict=True):
-            array = _array(f"{where}, column {name}", table[name], first)
+            array = _array(f"{where}, column {name}", table[name])
+            finite_rows(array, functools.partial(_place, group, name))
             values.append(
                 array[..., None] if (array.ndim, array.dtype.kind) == (axes, "f") else array
             )
@@ -200,11 +201,14 @@ def _order(count: int, seed: int | None, *place: int) -> Host:
     return np.random.default_rng([seed, *place]).permutation(count)
 
 
-def _array(where: str, column: Any, first: int) -> Host:
-    """Return a column of numbers, or of lists of one length, as an array (N, ...).
+def _place(group: _RowGroup, name: str, k: int) -> str:
+    """Return the name, for errors, of a column and of row k of a row group."""
+    first = sum(group.metadata.row_group(n).num_rows for n in range(group.number))
+    return f"{WHERE}: {group.path}, column {name}: row {first + k}"
 
-    `first` is the number of its first row in the file, for errors.
-    """
+
+def _array(where: str, column: Any) -> Host:
+    """Return a column of numbers, or of lists of one length, as an array (N, ...)."""
     compute = pyarrow().compute
     shape = [len(column)]
     while pyarrow().types.is_nested(column.type) and not column.null_count:
@@ -221,6 +225,4 @@ def _array(where: str, column: Any, first: int) -> Host:
         raise ValueError(
             f"{where} has type {column.type} and {column.null_count} nulls, expected real numbers"
         )
-    array = array.reshape(shape)
-    finite_rows(array, lambda k: f"{where}: file row {first + k}")
-    return array
+    return array.reshape(shape)

@@ -210,10 +210,10 @@ def score(
     scales = np.stack([naive_errors(series.values[: at[0]], lag) for series, at in pairs], axis=1)
     base = np.repeat(scales, counts, axis=1)[:, :, None, targets]
     errors = {
-        name: _errors(np.concatenate(parts)[:, :, targets], truth, base)
+        name: errors_of(np.concatenate(parts)[:, :, targets], truth, base)
         for name, parts in methods.items()
     }
-    crps, coverage = _probabilistic(quantiles, truth, levels)
+    crps, coverage = probabilistic(quantiles, truth, levels)
     return Score(
         **{name: of_method.rmse for name, of_method in errors.items()},
         order=order,
@@ -254,17 +254,17 @@ def _each_series(
         N, H = ahead.truth.shape[:2]
         parts = (np.reshape(part, (N * H, *part.shape[2:])) for part in ahead[1:])  # no copies
         mean, quantiles, truth = parts
-        crps, coverage = _probabilistic(quantiles, truth, levels)
+        crps, coverage = probabilistic(quantiles, truth, levels)
         yield {
             "series": panel.ids[k] if panel.ids else k,
             "target": panel.names or [f"target {c}" for c in range(truth.shape[1])],
-            **_errors(mean, truth, scales[:, [k]])._asdict(),
+            **errors_of(mean, truth, scales[:, [k]])._asdict(),
             "crps": crps,
             "coverage": coverage,
         }
 
 
-def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
+def errors_of(forecasts: Values, truth: Values, base: Values) -> Errors:
     """Return errors over the first axis; `base` holds the `naive_errors` of the series."""
     e = np.abs(forecasts - truth)
     sizes = np.abs(forecasts) + np.abs(truth)
@@ -274,7 +274,7 @@ def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
     return Errors(rmse, mean(e), mean(scaled), mean(relative), rmsse)
 
 
-def _probabilistic(
+def probabilistic(
     quantiles: Values, truth: Values, levels: Sequence[float]
 ) -> tuple[Values, Values]:
     """Return the CRPS and the coverage of the widest interval, (H, C) each; NaN if there are no

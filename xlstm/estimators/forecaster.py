@@ -832,11 +832,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             for name, error in final.combination.every_error.items()
             if selection.allows(s, name)
         }
-        # copies, as the caller may write into the arrays of values
-        histories = [
-            (series._replace(values=series.values.copy()), units)
-            for series, units in zip(data.several, test.scaling.units, strict=True)
-        ]
+        histories = zip(data.several, test.scaling.units, strict=True)
         used = [name for name in final.combination.candidates if name in allowed]
         return self._keep(
             test,
