@@ -1,9 +1,10 @@
 """Checkpoints: arrays and their description in one safetensors file, written whole or not at all.
 
 The file holds the arrays under their names. Its metadata has one entry, "xlstm": a JSON object with
-the version of the format, the kind of model, its configuration, a digest of the last two and the
-arrays, and the version of xlstm that wrote the file. `load` refuses a file whose digest does not match. There is only one entry because
-safetensors writes several entries in no fixed order, and equal models must give equal bytes.
+the version of the format, the kind of model, its configuration, a digest of kind, configuration and
+arrays, and the version of xlstm that wrote the file. `load` refuses a file whose digest does not
+match. There is only one entry because safetensors writes several entries in no fixed order, and
+equal models must give equal bytes.
 """
 
 from __future__ import annotations
@@ -126,16 +127,17 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict
         kind.
     """
     file = Tensors(path)
-    _, its_kind, config, expected, _ = map(_about(file).get, ENTRIES)
+    about = _about(file)
+    its_kind = about["kind"]
     if its_kind != kind:
         reader = f"; {READERS[its_kind]} reads it" if its_kind in READERS else ""
         raise ValueError(f"{path}: kind is {its_kind!r}, expected {kind!r}{reader}")
     arrays = file.read()
-    if digest(kind, config, arrays) != expected:
+    if digest(kind, about["config"], arrays) != about.get("digest"):
         raise ValueError(
             f"{path}: was changed after it was written, its digest is not that of what it holds"
         )
-    return arrays, config
+    return arrays, about["config"]
 
 
 def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | None = None) -> None:

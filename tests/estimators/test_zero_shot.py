@@ -81,7 +81,9 @@ def test_quantiles_of_a_call(kind, one, x):
     deciles = one.predict_quantiles(given)
     if kind == "table":
         assert [*found.columns] == [*like.columns]
-        found, like, deciles = (each.to_numpy().reshape(5, 2, -1) for each in (found, like, deciles))
+        found, like, deciles = (
+            each.to_numpy().reshape(5, 2, -1) for each in (found, like, deciles)
+        )
     for each, same_shape, nine in zip(
         *(each if kind == "several" else [each] for each in (found, like, deciles)), strict=True
     ):

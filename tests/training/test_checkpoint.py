@@ -98,7 +98,10 @@ def good(**changes):
         (to_bytes({"a": np.ones(1)}), "no entry 'xlstm'"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{"}), "description is not readable"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "[]"}), "version of the format is None"),
-        (good(version=9, xlstm="9.1"), "format is 9, expected 2; xlstm 9.1 wrote the file, and this"),
+        (
+            good(version=9, xlstm="9.1"),
+            "format is 9, expected 2; xlstm 9.1 wrote the file, and this",
+        ),
         (good(version=1), "is 1, .* xlstm of an earlier version wrote the file"),
         (good(), "was changed after it was written"),
         (good(digest=None), "was changed after it was written"),

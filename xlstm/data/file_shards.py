@@ -13,7 +13,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.ranks.groups import GROUP, Alone, Group, columns
 from xlstm.data.batches import Batch, ByRows, Shuffler, is_input, orders, part_of, time_first
-from xlstm.data.host import Host, finite_rows
+from xlstm.data.host import Host
 from xlstm.data.parquet import RowGroups
 
 WHERE = "FileShards"
@@ -27,8 +27,8 @@ class FileShards:
 
     Use it for files that are larger than memory. Batches and their order are the same for any
     number of ranks. Shapes, dtypes and numbers of rows are checked at the start, from the headers
-    of the files; numbers are checked when they are read. An error about a number names its file and
-    its row in the file, from 0. There are three kinds of files:
+    of the files; numbers are checked when they are read. An error about a number names the file
+    and its row, from 0; in a Parquet file also the column and the row group. There are three kinds of files:
 
     - Pairs of .npy files hold x (N, T, D), or tokens (N, T), and targets, as for `Windows`. The
       order is the same as in `Windows` over the concatenated files.
@@ -206,10 +206,13 @@ class _Rows:
                     file.seek(self.offsets[number] + place)
                     if file.readinto(pieces[k]) != pieces[k].nbytes:
                         raise ValueError(f"{WHERE}: {self.paths[number]} has become shorter")
-        finite_rows(
-            values,
-            lambda k: f"{WHERE}: {self.paths[files[k]]}: row {rows[k] - firsts[files[k]]}",
-        )
+        bad = [] if values.dtype.kind != "f" else np.argwhere(~np.isfinite(values))[:1].tolist()
+        for k, *at in bad:
+            row = int(rows[k] - firsts[files[k]])
+            raise ValueError(
+                f"{WHERE}: {self.paths[files[k]]}: rows{[row, *at]} is {values[k, *at]:g}, expected"
+                " finite numbers"
+            )
         return values
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -80,14 +79,6 @@ def finite(
         is_large = np.isfinite(value)
         problem = f"more than {dtype} has room for" if is_large else "expected finite numbers"
         raise ValueError(f"{where}: {name}{at} is {value:g}, {problem}")
-
-
-def finite_rows(array: Host, place: Callable[[int], str]) -> None:
-    """Raise ValueError unless the rows (N, ...) of a file are finite; `place(k)` names row k."""
-    if array.dtype.kind == "f":
-        for row, *at in np.argwhere(~np.isfinite(array))[:1].tolist():
-            value = array[row, *at]
-            raise ValueError(f"{place(row)}{at or ''} is {value:g}, expected finite numbers")
 
 
 class SeriesError(ValueError):

@@ -7,7 +7,6 @@ in proportion to the shard's size, so that all shards end with the last batch.
 from __future__ import annotations
 
 import bisect
-import functools
 import itertools
 import os
 import zlib
@@ -20,7 +19,7 @@ import numpy as np
 from xlstm.arrays.optional_imports import pyarrow
 from xlstm.arrays.ranks.groups import Group, columns
 from xlstm.data.batches import Batch, Shuffler, part_of, time_first
-from xlstm.data.host import Host, finite_rows
+from xlstm.data.host import Host, finite
 
 WHERE = "FileShards"
 SEEN = 4096  # the last bytes of each file, which ranks compare
@@ -137,7 +136,7 @@ class RowGroups:
         values = []
         for name, axes in zip(self.names, (2, 1 + self.every_step), strict=True):
             array = _array(f"{where}, column {name}", table[name])
-            finite_rows(array, functools.partial(_place, group, name))
+            finite(f"{where}, column {name}", "rows", array)
             values.append(
                 array[..., None] if (array.ndim, array.dtype.kind) == (axes, "f") else array
             )
@@ -199,12 +198,6 @@ def _order(count: int, seed: int | None, *place: int) -> Host:
     if seed is None:
         return np.arange(count)
     return np.random.default_rng([seed, *place]).permutation(count)
-
-
-def _place(group: _RowGroup, name: str, k: int) -> str:
-    """Return the name, for errors, of a column and of row k of a row group."""
-    first = sum(group.metadata.row_group(n).num_rows for n in range(group.number))
-    return f"{WHERE}: {group.path}, column {name}: row {first + k}"
 
 
 def _array(where: str, column: Any) -> Host:

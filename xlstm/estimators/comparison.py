@@ -312,5 +312,5 @@ def _score(forecast: Forecast, truth: Values, scales: Values) -> ModelScore:
     errors = evaluation.errors_of(mean.ravel(), truth.ravel(), scales)
     levels = () if np.isnan(low).any() else LEVELS
     _, covered = evaluation.probabilistic(bounds, truth.ravel(), levels)
-    numbers = (*errors[:3], covered, np.mean(high - low))
-    return ModelScore(*map(float, numbers), seconds, mean)
+    rmse, mae, mase, covers, width = map(float, (*errors[:3], covered, np.mean(high - low)))
+    return ModelScore(rmse, mae, mase, covers, width, seconds, mean)

@@ -753,26 +753,23 @@ quantiles, linear_baseline, season, calendar, least, refit
             **facts,
         )
 
-    def _before(
-        self, panel: Panel, later: Sequence[TimeSeries]
-    ) -> list[tuple[TimeSeries, Values]]:
+    def _before(self, panel: Panel, later: Sequence[TimeSeries]) -> list[tuple[TimeSeries, Values]]:
         """Return the rows of `fit` before each series, with their units; an empty list if no series
         follows them. `score` says when.
         """
         history = vars(self).get("_history", {})
-        before = [history.get(name) for name in panel.ids or [""] * panel.alone]
-        if not any(rows and _follows(rows[0], series) for rows, series in zip(before, later)):
+        names = panel.ids or [""] * panel.alone
+        pairs = [(history.get(name), series) for name, series in zip(names, later, strict=False)]
+        if not any(rows and _follows(rows[0], series) for rows, series in pairs):
             return []
-        for rows, series, name in zip(before, later, names_of(panel.ids, len(before)), strict=True):
-            if rows is None:
-                raise ValueError(f"Forecaster: {name} has no rows in fit, as other series have")
-            if series.calendar is not None and not _follows(rows[0], series):
-                expected = rows[0].calendar.following(1)[0]
+        for (rows, series), name in zip(pairs, names_of(panel.ids, len(pairs)), strict=True):
+            # without dates, one series that begins otherwise shows that all rows are later ones
+            if not rows or (series.calendar is not None and not _follows(rows[0], series)):
                 raise ValueError(
-                    f"Forecaster: {name} begins at {series.calendar.dates[0]}, expected {expected},"
-                    " the next date, at which other series begin"
+                    f"Forecaster: {name} does not begin right after rows of fit, as other series"
+                    " do; expected all or none, so leave it out, or give it empty rows before"
                 )
-        return before
+        return [rows for rows, _ in pairs]
 
     def _to_fit(
         self, values: Any, covariates: CovariateArguments

@@ -312,19 +312,19 @@ def _callbacks(
     if patience is not None:
         every.append(EarlyStopping(patience))
     expected = "a list of callbacks"
-    others = [
+    every += [
         callback if isinstance(callback, Callback) else Each(callback)
         for callback in checks.several("train", "callbacks", callbacks, expected, CALLBACK)
     ]
     progress = PROGRESS("train", "progress", progress)
-    if callable(progress):
+    if isinstance(progress, str):  # "auto"
+        if on_terminal() and not any(isinstance(callback, ProgressBar) for callback in every):
+            every.append(LateBar())
+    elif callable(progress):
         every.append(Each(progress))
-    elif isinstance(progress, str):
-        has_bar = any(isinstance(callback, ProgressBar) for callback in others)
-        every += [LateBar()] if on_terminal() and not has_bar else []
     elif progress:
         every.append(ProgressBar())
-    return every + others
+    return every
 
 
 def _epochs(
