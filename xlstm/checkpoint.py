@@ -98,8 +98,7 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
 @reading.brief()
 def kind_of(path: str | os.PathLike[str]) -> str:
     """Return the kind of model in a file, or raise as `load` does."""
-    kind: str = _about(Tensors(path))["kind"]
-    return kind
+    return str(_about(Tensors(path))["kind"])
 
 
 @reading.brief()

@@ -206,8 +206,7 @@ class _Rows:
                     file.seek(self.offsets[number] + place)
                     if file.readinto(pieces[k]) != pieces[k].nbytes:
                         raise ValueError(f"{WHERE}: {self.paths[number]} has become shorter")
-        bad = [] if values.dtype.kind != "f" else np.argwhere(~np.isfinite(values))[:1].tolist()
-        for k, *at in bad:
+        for k, *at in np.argwhere(~np.isfinite(values))[:1].tolist():
             row = int(rows[k] - firsts[files[k]])
             raise ValueError(
                 f"{WHERE}: {self.paths[files[k]]}: rows{[row, *at]} is {values[k, *at]:g}, expected"
