@@ -31,14 +31,17 @@ from xlstm.precision import Mixed
 from xlstm.training import optimizers
 from xlstm.training.agreement import checksum, different, together
 from xlstm.training.callbacks import (
+    PROGRESS,
     Callback,
     Clip,
     Each,
     EarlyStopping,
+    LateBar,
     MovingAverage,
     Progress,
     ProgressBar,
     has,
+    on_terminal,
 )
 from xlstm.training.evaluation import Metric, evaluate, metrics_of
 from xlstm.training.feed import Inputs, Iterated, Loss, batches_of
@@ -122,7 +125,7 @@ def train(
     patience: int | None = None,
     clip: float | None = None,
     averaging: float = 0.0,
-    progress: Callable[[Progress], object] | bool | None = None,
+    progress: Callable[[Progress], object] | bool | str | None = None,
     group: Group | None = None,
     gradients: str | None = None,
     metrics: Mapping[str, Metric] | None = None,
@@ -196,7 +199,10 @@ def train(
         your own code may be captured, too, and raises an error if graphs are not possible.
     patience, clip, averaging, progress : optional
         Short forms of the callbacks `EarlyStopping(patience)`, `Clip(clip)`,
-        `MovingAverage(averaging)` and a function; `progress=True` adds a `ProgressBar()`.
+        `MovingAverage(averaging)` and a function. `progress=True` adds a `ProgressBar()`, and
+        "auto" adds one that appears after a second. "auto" adds none if standard error is no
+        terminal, if rich is not installed, in other threads than the main one and in workers of a
+        pool, and if `callbacks` has a bar.
     group : Group, optional
         The ranks that train together, as `distributed.group()` returns them; all ranks call `train`
         with the same arguments. They share each batch, so the result equals one process's result up
@@ -305,13 +311,19 @@ def _callbacks(
         every.append(MovingAverage(averaging))
     if patience is not None:
         every.append(EarlyStopping(patience))
-    if isinstance(progress, bool | np.bool_):
-        every += [ProgressBar()] if progress else []
-    elif progress is not None:
-        every.append(Each(checks.function("train", "progress", progress)))
     expected = "a list of callbacks"
-    for callback in checks.several("train", "callbacks", callbacks, expected, CALLBACK):
-        every.append(callback if isinstance(callback, Callback) else Each(callback))
+    every += [
+        callback if isinstance(callback, Callback) else Each(callback)
+        for callback in checks.several("train", "callbacks", callbacks, expected, CALLBACK)
+    ]
+    progress = PROGRESS("train", "progress", progress)
+    if isinstance(progress, str):  # "auto"
+        if on_terminal() and not any(isinstance(callback, ProgressBar) for callback in every):
+            every.append(LateBar())
+    elif callable(progress):
+        every.append(Each(progress))
+    elif progress:
+        every.append(ProgressBar())
     return every
 
 
@@ -393,7 +405,10 @@ class TrainingRun:
             callback for callback in self.step.callbacks if self.ranks.first or callback.everywhere
         ]
         # Whether a callback looks at the weights of each step.
-        self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)
+        self.watched = any(
+            has(callback, "step", "weights") and not isinstance(callback, LateBar)
+            for callback in self.callbacks
+        )
         self.remembering = [callback for callback in self.step.callbacks if has(callback, "state")]
         for callback in self.step.callbacks:
             if not callback.everywhere and has(callback, "gradients", "weights"):
