@@ -1,7 +1,7 @@
 """Layers in PyTorch programs, and weights under PyTorch's names.
 
-`module` makes a `torch.nn.Module` of any layer or model. `from_torch` and `to_torch` convert state
-dicts and safetensors files of LSTM, GRU and RNN, without PyTorch. PyTorch's rows are in gate order
+`module` makes a `torch.nn.Module` of any layer or model. `from_torch` and `to_torch` convert
+modules, state dicts and files of LSTM, GRU and RNN; dicts and files without PyTorch. PyTorch's rows are in gate order
 i f g o (here i o f g) and r z n (here z r n), and it has two biases.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xlstm import checkpoint
-from xlstm.arrays import checks
+from xlstm.arrays import checks, optional_imports
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.pytorch import PICKLED, TorchFile
@@ -105,38 +105,41 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
 
 @reading.brief()
 def from_torch(
-    state_dict_or_path: Mapping[str, Any] | AnyPath,
+    state_dict_or_path: Any,
     kind: str | None = None,
     *,
     activation: str | None = None,
     batch_first: bool | None = None,
     prefix: str = "",
 ) -> tuple[Layer, Params]:
-    """Convert the weights of a `torch.nn.LSTM`, `GRU` or `RNN` to a layer and its parameters.
+    """Convert a `torch.nn.LSTM`, `GRU` or `RNN`, or its weights, to a layer and its parameters.
 
     The names and shapes of the weights determine layers, directions, sizes, projection and biases.
+    A module also has `batch_first`, `dropout` and `nonlinearity`, which a state dict lacks.
 
     Parameters
     ----------
-    state_dict_or_path : dict of str to tensor or array, or path
-        A state dict as from `module.state_dict()`, or its file: a safetensors file, or a file of
-        `torch.save`, also a checkpoint of Lightning, which has it under `state_dict`. Only tensors
-        and plain values are read.
+    state_dict_or_path : module, dict of str to tensor or array, or path
+        The module, or with a `prefix` a module that it is a part of; or a state dict as from
+        `module.state_dict()`, or its file: a safetensors file, or a file of `torch.save`, also a
+        checkpoint of Lightning, which has it under `state_dict`. Only tensors and plain values are
+        read from a file.
     kind : {"lstm", "gru", "rnn"}, optional
         The kind of the module; by default the shapes of the weights determine it.
     activation : {"tanh", "relu"}, optional
         `nonlinearity` of a `torch.nn.RNN`, which its weights do not show. By default it comes from
-        a file of `xlstm export`, or is tanh.
+        the module, or from a file of `xlstm export`, or is tanh.
     batch_first : bool, optional
-        `batch_first` of the module, which its weights do not show. By default it comes from such a
-        file, or is False.
+        `batch_first` of the module, which its weights do not show. By default it comes from the
+        module, or from such a file, or is False.
     prefix : str
         The prefix of this module's weights, such as "encoder.lstm."; other weights are ignored.
 
     Returns
     -------
     layer : LSTM, GRU or RNN
-        The layer. If there are biases, it has `recurrent_bias`, since PyTorch has two biases.
+        The layer. If there are biases, it has `recurrent_bias`, since PyTorch has two biases. Its
+        `dropout` is that of the module or of a file of `xlstm export`, or 0 for other weights.
     params : dict of str to numpy.ndarray
         The parameters, with the same bits; float16, and bfloat16 from a file, become float32.
 
@@ -146,7 +149,8 @@ def from_torch(
         There is no such file.
     ValueError, TypeError
         Weights are missing, surplus or misshapen, have several dtypes, or belong to another kind of
-        module. The file is damaged or holds something else. The kind or activation is unknown.
+        module. The file is damaged or holds something else. The kind or activation is unknown. The
+        module is of another class.
 
     Examples
     --------
@@ -158,7 +162,10 @@ def from_torch(
     (2, 3, False)
     """
     checks.optional(checks.choice(KINDS))("from_torch", "kind", kind)
-    weights, metadata = _read(state_dict_or_path, prefix)
+    if hasattr(state_dict_or_path, "named_modules"):
+        weights, about = _of_module(state_dict_or_path, prefix)
+    else:
+        weights, about = _read(state_dict_or_path, prefix)
     first = [f"{prefix}weight_ih_l0", f"{prefix}weight_hh_l0"]
     for name in first:
         if name not in weights:
@@ -170,9 +177,9 @@ def from_torch(
     projected = f"{prefix}weight_hr_l0" in weights
     kind = kind or ("lstm" if projected else kind_by_shape("from_torch", first[1], (rows, P)))
     if activation is None:
-        activation = metadata.get("activation", "tanh")
+        activation = about.get("activation", "tanh")
     if batch_first is None:
-        batch_first = metadata.get("batch_first") == "True"
+        batch_first = about.get("batch_first") == "True"
     if activation not in ("tanh", "relu") or (activation == "relu" and kind != "rnn"):
         raise ValueError(
             f"from_torch: activation is {activation!r}, expected tanh, or relu of an rnn"
@@ -188,6 +195,8 @@ def from_torch(
     if projected and kind == "lstm":
         options["proj_size"] = P
     layers = sum(bool(re.fullmatch(r"weight_ih_l\d{1,6}", name[len(prefix) :])) for name in weights)
+    if layers > 1:  # PyTorch ignores dropout otherwise
+        options["dropout"] = float(about.get("dropout", 0))
     layer = KINDS[kind](D, rows // len(ORDER[kind]), layers, **options)
     theirs = {name: prefix + _name(name) for name in layer.shapes}
     checks.params(
@@ -199,6 +208,9 @@ def from_torch(
 
 def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
     """Convert parameters to PyTorch's names, for `module.load_state_dict` or a safetensors file.
+
+    The names and arrays do not show `batch_first`, `dropout` and the `nonlinearity` of an RNN: give
+    them to the constructor of PyTorch's module.
 
     Parameters
     ----------
@@ -247,6 +259,16 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
         return theirs
     named = {f"recurrent.{name}": array for name, array in theirs.items()}
     return {**named, "head.weight": head[0].copy(), "head.bias": head[1].copy()}
+
+
+def _of_module(module: Any, prefix: str) -> tuple[dict[str, Host], Mapping[str, str]]:
+    """Return the weights of the module that has the prefix, and its options as metadata."""
+    rnn = dict(module.named_modules()).get(prefix.removesuffix("."))
+    known = checks.instance(optional_imports.torch().nn.RNNBase, "a torch.nn.LSTM, GRU or RNN")
+    known("from_torch", f"the module with prefix {prefix!r}", rnn)
+    options = {"activation": getattr(rnn, "nonlinearity", "tanh")}
+    options |= {name: str(getattr(rnn, name)) for name in ("batch_first", "dropout")}
+    return _read(module.state_dict(), prefix)[0], options
 
 
 def _read(
