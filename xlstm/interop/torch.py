@@ -81,7 +81,7 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
     ------
     TypeError, ValueError
         `layer_or_model` is not a layer or model, `params` are not its parameters, or a parameter
-        has the name of an attribute of `torch.nn.Module`, such as "forward".
+        has the name of an attribute of `torch.nn.Module`, such as "forward", or a tangent.
 
         A call raises the errors of the layer's `forward`, and TypeError if parameters are float16
         or bfloat16 on a CPU. It raises RuntimeError for forward-mode AD within forward-mode AD.
