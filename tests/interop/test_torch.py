@@ -170,8 +170,8 @@ def test_misfits_are_named(given, kind, words):
 
 def test_other_modules_are_named():
     net = torch.nn.Sequential(torch.nn.LSTM(D, H))
-    for prefix, came in (("", "Sequential"), ("rnn.", "None")):
-        with pytest.raises(TypeError, match=rf"prefix '{prefix}' is {came}.*expected a torch.nn.L"):
+    for prefix, found in (("", "0.bias_hh_l0"), ("rnn.", "nothing")):
+        with pytest.raises(ValueError, match=f"{prefix}weight_ih_l0 is missing, found {found}"):
             from_torch(net, prefix=prefix)
 
 

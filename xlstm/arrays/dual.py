@@ -19,11 +19,12 @@ import numpy as np
 
 from xlstm.arrays.namespace import Array, Namespace, dtype_name, is_floating, primal
 
-# The dual numbers of the functions being differentiated around the running code, the innermost
-# last. The derivative of a derivative has dual numbers whose values and tangents are dual numbers
+# The namespaces of the functions being differentiated around the running code, the innermost last.
+# The derivative of a derivative has dual numbers whose values and tangents are dual numbers
 # themselves.
-_running: contextvars.ContextVar[tuple[DualNamespace, ...]]
-_running = contextvars.ContextVar("running", default=())
+_running: contextvars.ContextVar[tuple[DualNamespace, ...]] = contextvars.ContextVar(
+    "running", default=()
+)
 
 Rule = Callable[..., Array]
 
@@ -112,7 +113,7 @@ def _operator(name: str, swapped: bool = False) -> Callable[[Dual, Any], Any]:
         if isinstance(other, Dual) and other.xp is not xp:
             xp = deepest(xp, other.xp)
         pair = (other, self) if swapped else (self, other)
-        return xp.functions[name](*pair)
+        return xp.function(name)(*pair)
 
     return method
 
@@ -143,8 +144,8 @@ class Dual:
             value, tangent = (
                 a if xp.base.owns(a) else xp.base.asarray(a) for a in (value, tangent)
             )
-        elif value.dtype not in xp.dtypes and xp.differentiates(value.dtype):
-            xp.dtypes.add(value.dtype)
+        else:
+            xp.floating(value.dtype)  # raises TypeError for complex numbers
         self.xp = xp
         self.value = value
         self.tangent = tangent
@@ -278,21 +279,10 @@ def _refuse(name: str) -> NoReturn:
     )
 
 
-class Made(dict[Any, Any]):
-    """A dict whose values are made from their keys on first use."""
-
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self.make = make
-
-    def __missing__(self, key: Any) -> Any:
-        self[key] = value = self.make(key)
-        return value
-
-
-def _over(name: str) -> NoReturn:
+def _ended(name: str) -> NoReturn:
     raise TypeError(
-        f"jvp: {name} of a dual number of a call that has returned, expected numbers of the call"
-        " that runs"
+        f"jvp: {name} of a dual number of a call that has returned, expected a number of a call that"
+        " runs"
     )
 
 
@@ -309,14 +299,16 @@ class DualNamespace:
     depth : int
         The number of functions being differentiated: the base may be a namespace of dual numbers
         itself.
+    function : callable
+        `function(name)` returns a function of arguments without deeper dual numbers.
     root : namespace
         The library below all dual numbers.
     """
 
     def __init__(self, base: Namespace) -> None:
         self.base = base
-        self.functions = Made(self._function)  # for arguments without deeper dual numbers
-        self.dtypes: set[Any] = set()  # of the numbers made so far
+        self.function: Callable[[str], Any] = functools.cache(self._function)
+        self.floating = functools.cache(self._floating)
         self.root = root_of(base)
         self.depth = depth_of(base) + 1
         self.__name__ = f"dual numbers of {base.__name__}"
@@ -325,10 +317,10 @@ class DualNamespace:
         """Tell whether a value is a dual number of this namespace."""
         return isinstance(array, Dual) and array.xp is self
 
-    def differentiates(self, dtype: Any) -> bool:
+    def _floating(self, dtype: Any) -> bool:
         """Tell whether numbers of a dtype have tangents; complex ones raise TypeError."""
         if dtype_name(dtype).startswith("complex"):
-            raise TypeError(f"jvp: numbers are {dtype}, expected real ones, as rules are for those")
+            raise TypeError(f"jvp: numbers are {dtype}, expected real numbers")
         return is_floating(self.base, dtype)
 
     def value(self, array: Any) -> Any:
@@ -353,25 +345,25 @@ class DualNamespace:
         """Return a function, and keep it as an attribute, or a constant or dtype of the base."""
         if name == "ndarray":  # callers tell NumPy and CuPy from other libraries by it
             raise AttributeError(name)
-        below = self._below(name)
-        if not callable(below) or isinstance(below, type):
-            setattr(self, name, below)
-            return below
+        constant = self.function(name)
+        if not isinstance(constant, functools.partial):
+            setattr(self, name, constant)
+            return constant
 
         def of_deepest(*arguments: Any, **options: Any) -> Any:
             xp = self
             if _running.get()[-1:] != (self,):
                 xp = deepest(self, *[a.xp for a in _duals_of((arguments, options))])
-            return xp.functions[name](*arguments, **options)
+            return xp.function(name)(*arguments, **options)
 
         setattr(self, name, of_deepest)
         return of_deepest
 
-    def _below(self, name: str) -> Any:
-        return OPERATORS.get(name) or getattr(self.base, name)
-
-    def _function(self, name: str) -> Callable[..., Any]:
-        function = self._below(name)
+    def _function(self, name: str) -> Any:
+        """Return a function by name, or a constant or dtype of the base."""
+        function = OPERATORS.get(name) or getattr(self.base, name)
+        if not callable(function) or isinstance(function, type):
+            return function
         if name in JOINT:
             return functools.partial(self._jointly, function, JOINT[name])
         if name in PARTIAL:
@@ -414,7 +406,7 @@ class DualNamespace:
     def _room(self, function: Any, *arguments: Any, **options: Any) -> Any:
         arguments = tuple(map(self.value, arguments))
         value = function(*arguments, **options)
-        if not self.differentiates(value.dtype):
+        if not self.floating(value.dtype):
             return value
         return Dual(self, value, function(*arguments, **options))
 
@@ -426,18 +418,14 @@ class DualNamespace:
         return function(*map(self.value, arguments), **options)
 
     def _has_duals(self, tree: Any) -> bool:
-        if isinstance(tree, dict):
-            tree = tree.values()
-        elif not isinstance(tree, tuple | list):
-            return self.owns(tree)
-        return any(map(self._has_duals, tree))
+        return any(map(self.owns, _duals_of(tree)))
 
     def asarray(self, array: Any, **options: Any) -> Any:
         """Return a writable array, with a tangent if it is floating-point."""
         if isinstance(array, tuple | list) and self._has_duals(array):
             _refuse("asarray of a list")
         value = self.base.asarray(self.value(array), **options)
-        if not self.differentiates(value.dtype):
+        if not self.floating(value.dtype):
             return value
         if not self.owns(array):
             return Dual(self, value, self.base.zeros_like(value))
@@ -446,7 +434,7 @@ class DualNamespace:
     def astype(self, array: Any, dtype: Any, **options: Any) -> Any:
         """Return an array in another dtype; whole numbers have no tangent."""
         value = self.base.astype(self.value(array), dtype, **options)
-        if not self.owns(array) or not self.differentiates(value.dtype):
+        if not self.owns(array) or not self.floating(value.dtype):
             return value
         return Dual(self, value, self.base.astype(array.tangent, dtype, **options))
 
@@ -498,7 +486,7 @@ def on_pairs(function: Callable[..., Any], are_dual: tuple[bool, ...]) -> Any:
     return pairs
 
 
-def add_over(xp: Namespace, a: Array, b: Array) -> Array:
+def add_ended(xp: Namespace, a: Array, b: Array) -> Array:
     """Return a + b in the memory of a, which nobody else uses.
 
     If b may have a tangent and a has none, the sum takes new memory.
@@ -535,27 +523,28 @@ def deepest(*namespaces: Namespace) -> Namespace:
 
 
 @contextlib.contextmanager
-def deeper(arguments: Any) -> Iterator[dict[Namespace, DualNamespace]]:
-    """Differentiate one more function in this context, and yield its dual numbers by library.
+def deeper(arguments: Any) -> Iterator[Callable[[Namespace], DualNamespace]]:
+    """Differentiate one more function in this context.
 
-    No other call has the same, so numbers of two calls never mix. In a new thread only the
-    arguments tell which functions are around this one.
+    Yield a function that returns the namespace of dual numbers over a library. No other call has
+    it, so that numbers of two calls never mix. In a new thread only the arguments tell which
+    functions are around this one.
     """
     outer = (*_running.get(), *[a.xp for a in _duals_of(arguments)])
 
-    def make(root: Namespace) -> DualNamespace:
+    @functools.cache
+    def over(root: Namespace) -> DualNamespace:
         own = DualNamespace(deepest(root, *[xp for xp in outer if xp.root is root]))
         _running.set((*_running.get(), own))
         return own
 
-    namespaces = Made(make)
     token = _running.set(outer)
     try:
-        yield namespaces
+        yield over
     finally:
+        for xp in _running.get()[len(outer) :]:
+            xp.function = _ended
         _running.reset(token)
-        for xp in namespaces.values():
-            xp.functions = Made(_over)
 
 
 def of_pairs(xp: DualNamespace, results: Sequence[Array]) -> list[Dual]:

@@ -144,11 +144,9 @@ def _differentiated(
     """Return the value and the derivative of a function of one nesting; errors name both
     nestings.
     """
-    with deeper((primal, tangent)) as namespaces:
-        out = f(_dual(where, names, "", primal, tangent, namespaces))
 
     def is_dual(array: Any) -> bool:
-        return isinstance(array, Dual) and array.xp in namespaces.values()
+        return isinstance(array, Dual) and array.xp is over(array.xp.root)
 
     def derivative(path: str, array: Any) -> Array:
         if is_dual(array):
@@ -159,8 +157,10 @@ def _differentiated(
             )
         return namespace_of(array).zeros_like(array)
 
-    dout = mapped(out, derivative)
-    return mapped(out, lambda _, a: a.value if is_dual(a) else a), dout
+    with deeper((primal, tangent)) as over:
+        out = f(_dual(where, names, "", primal, tangent, over))
+        dout = mapped(out, derivative)
+        return mapped(out, lambda _, a: a.value if is_dual(a) else a), dout
 
 
 def _dual(
@@ -169,7 +169,7 @@ def _dual(
     path: str,
     primal: Any,
     tangent: Any,
-    namespaces: Mapping[Namespace, DualNamespace],
+    over: Callable[[Namespace], DualNamespace],
 ) -> Any:
     """Return dual numbers of the arrays in two nestings; `path` is the place in both.
 
@@ -187,7 +187,7 @@ def _dual(
                 f"{where}: {of_tangent} {has}, expected what {of_primal} has, {_listed(keys)}"
             )
         parts = {
-            key: _dual(where, names, f"{path}[{key!r}]", primal[key], tangent[key], namespaces)
+            key: _dual(where, names, f"{path}[{key!r}]", primal[key], tangent[key], over)
             for key in keys
         }
         if isinstance(primal, Mapping):
@@ -205,7 +205,7 @@ def _dual(
             f" {of_primal}, {tuple(primal.shape)}"
         )
     copies = (xp.asarray(a, copy=True) for a in (primal, tangent))
-    return Dual(namespaces[root_of(xp)], *copies)
+    return Dual(over(root_of(xp)), *copies)
 
 
 def _keys(tree: Any) -> list[Any] | None:

@@ -42,7 +42,7 @@ def has_tangent(tensors: Iterable[Tensor]) -> bool:
     """Tell whether some tensors are dual ones of PyTorch's forward-mode AD."""
     forward_ad = sys.modules["torch"].autograd.forward_ad
     return forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(a).tangent is not None for a in tensors
+        a is not None and forward_ad.unpack_dual(a).tangent is not None for a in tensors
     )
 
 

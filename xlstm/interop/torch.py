@@ -1,8 +1,8 @@
 """Layers in PyTorch programs, and weights under PyTorch's names.
 
 `module` makes a `torch.nn.Module` of any layer or model. `from_torch` and `to_torch` convert
-modules, state dicts and files of LSTM, GRU and RNN; dicts and files without PyTorch. PyTorch's rows are in gate order
-i f g o (here i o f g) and r z n (here z r n), and it has two biases.
+modules, state dicts and files of LSTM, GRU and RNN; dicts and files without PyTorch. PyTorch's rows
+are in gate order i f g o (here i o f g) and r z n (here z r n), and it has two biases.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from xlstm import checkpoint
-from xlstm.arrays import checks, optional_imports
+from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.pytorch import PICKLED, TorchFile
 from xlstm.data.tensors import Tensors
-from xlstm.data.writing import AnyPath
 from xlstm.interop.common import (
     Host,
     Layer,
@@ -149,8 +148,7 @@ def from_torch(
         There is no such file.
     ValueError, TypeError
         Weights are missing, surplus or misshapen, have several dtypes, or belong to another kind of
-        module. The file is damaged or holds something else. The kind or activation is unknown. The
-        module is of another class.
+        module. The file is damaged or holds something else. The kind or activation is unknown.
 
     Examples
     --------
@@ -162,10 +160,7 @@ def from_torch(
     (2, 3, False)
     """
     checks.optional(checks.choice(KINDS))("from_torch", "kind", kind)
-    if hasattr(state_dict_or_path, "named_modules"):
-        weights, about = _of_module(state_dict_or_path, prefix)
-    else:
-        weights, about = _read(state_dict_or_path, prefix)
+    weights, about = _read(state_dict_or_path, prefix)
     first = [f"{prefix}weight_ih_l0", f"{prefix}weight_hh_l0"]
     for name in first:
         if name not in weights:
@@ -177,9 +172,9 @@ def from_torch(
     projected = f"{prefix}weight_hr_l0" in weights
     kind = kind or ("lstm" if projected else kind_by_shape("from_torch", first[1], (rows, P)))
     if activation is None:
-        activation = about.get("activation", "tanh")
+        activation = about.get("activation", about.get("nonlinearity", "tanh"))
     if batch_first is None:
-        batch_first = about.get("batch_first") == "True"
+        batch_first = str(about.get("batch_first")) == "True"
     if activation not in ("tanh", "relu") or (activation == "relu" and kind != "rnn"):
         raise ValueError(
             f"from_torch: activation is {activation!r}, expected tanh, or relu of an rnn"
@@ -261,20 +256,13 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
     return {**named, "head.weight": head[0].copy(), "head.bias": head[1].copy()}
 
 
-def _of_module(module: Any, prefix: str) -> tuple[dict[str, Host], Mapping[str, str]]:
-    """Return the weights of the module that has the prefix, and its options as metadata."""
-    rnn = dict(module.named_modules()).get(prefix.removesuffix("."))
-    known = checks.instance(optional_imports.torch().nn.RNNBase, "a torch.nn.LSTM, GRU or RNN")
-    known("from_torch", f"the module with prefix {prefix!r}", rnn)
-    options = {"activation": getattr(rnn, "nonlinearity", "tanh")}
-    options |= {name: str(getattr(rnn, name)) for name in ("batch_first", "dropout")}
-    return _read(module.state_dict(), prefix)[0], options
-
-
-def _read(
-    source: Mapping[str, Any] | AnyPath, prefix: str
-) -> tuple[dict[str, Host], Mapping[str, str]]:
-    """Return the weights whose names begin with the prefix, on the host, and a file's metadata."""
+def _read(source: Any, prefix: str) -> tuple[dict[str, Host], Mapping[str, Any]]:
+    """Return the weights whose names begin with the prefix, on the host, and the attributes of
+    their module or the metadata of a file.
+    """
+    if hasattr(source, "named_modules"):
+        part = dict(source.named_modules()).get(prefix.removesuffix("."), source)
+        return _read(source.state_dict(), prefix)[0], vars(part)
     if isinstance(source, Mapping):
         return {
             str(name): floating("from_torch", str(name), array)

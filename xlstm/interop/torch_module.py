@@ -137,11 +137,7 @@ def _backward(
     """Return gradients with respect to the parameters, a given initial state, and x."""
     take, give, context = views_of_tensors(bridge.name, x)
     addresses, options, arrays, saved = _saved(bridge.name, handle)
-    if (
-        torch.is_grad_enabled()
-        or torch._C._are_functorch_transforms_active()
-        or has_tangent(a for a in (x, *params, *state, *douts) if a is not None)
-    ):
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or has_tangent(douts):
         dx, *grads = _differentiable(bridge, options, x, params, state, douts)
         return grads[: len(params) + len(state)], dx
     with context:
@@ -199,8 +195,9 @@ def _is_differentiated(tensors: Iterable[Tensor]) -> bool:
 
 def _refuse(where: str) -> None:
     raise RuntimeError(
-        f"{where}: forward-mode AD, transforms of torch.func and derivatives of derivatives are not"
-        " possible in what PyTorch traces or compiles, expected the module in eager mode"
+        f"{where}: forward-mode AD, transforms of torch.func, is_grads_batched, vectorize and"
+        " derivatives of derivatives are not possible in what PyTorch traces or compiles, expected"
+        " the module in eager mode"
     )
 
 
@@ -520,10 +517,7 @@ def backward_op(
     """Return gradients with respect to the parameters, a given initial state, and x unless it holds
     tokens.
     """
-    bridge = _bridge(spec)
-    if _is_differentiated((x, *params, *state, *douts)):
-        _refuse(bridge.name)
-    grads, dx = _backward(bridge, handle, x, params, state, douts)
+    grads, dx = _backward(_bridge(spec), handle, x, params, state, douts)
     return [a.contiguous() for a in (*grads, dx) if a is not None]
 
 
@@ -589,15 +583,8 @@ def _functionalized(operator: Any, inputs: tuple[Any, ...]) -> list[Tensor]:
     return [*api.wrap_tensors(results)]
 
 
-@torch.library.impl("xlstm::backward", "Batched")  # type: ignore[untyped-decorator]
-def _backward_batched(spec: str, *_: Any) -> list[Tensor]:
-    raise RuntimeError(
-        f"{_bridge(spec).name}: batches of gradients (is_grads_batched, vectorize) are not possible"
-        " in what PyTorch traces or compiles, expected torch.func.vmap and the module in eager mode"
-    )
-
-
 forward_op.register_autograd(_differentiate, setup_context=_remember)
+torch.library.impl("xlstm::backward", "Batched")(lambda spec, *_: _refuse(_bridge(spec).name))
 backward_op.register_autograd(lambda ctx, *_: _refuse("xlstm::backward"))
 
 
@@ -651,7 +638,7 @@ def _drawn(layer: Any, seed: int) -> dict[str, Tensor]:
 
 def _parameter(array: Any) -> Tensor:
     tensor = array if torch.is_tensor(array) else to_tensor(array)
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or has_tangent([tensor]):
+    if torch._C._functorch.is_gradtrackingtensor(tensor) or has_tangent([tensor]):
         raise TypeError(
             "a torch.nn.Parameter would lose its derivatives, expected torch.func.functional_call"
         )
