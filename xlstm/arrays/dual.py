@@ -486,7 +486,7 @@ def on_pairs(function: Callable[..., Any], are_dual: tuple[bool, ...]) -> Any:
     return pairs
 
 
-def add_ended(xp: Namespace, a: Array, b: Array) -> Array:
+def add_over(xp: Namespace, a: Array, b: Array) -> Array:
     """Return a + b in the memory of a, which nobody else uses.
 
     If b may have a tangent and a has none, the sum takes new memory.
