@@ -12,10 +12,10 @@ from tests.ranks import together
 from tests.tirex import WIDER
 from tests.training import runs
 from tests.training.runs import Changed
-from xlstm import LSTM, losses, optim, training, xLSTMStack
+from xlstm import LSTM, Linear, losses, optim, training, xLSTMStack
 from xlstm.arrays.random import generator
 from xlstm.arrays.ranks.groups import OtherRankError
-from xlstm.data import Prefetch, Sequences, Shard, Streams, Windows
+from xlstm.data import Batch, Prefetch, Sequences, Shard, Streams, Windows
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, baselines
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.models import TiRex2, xLSTMLanguageModel
@@ -63,6 +63,12 @@ def cases():
         PatchWindows(tirex, RNG.normal(size=(2, 40)).cumsum(axis=1), batch_size=4),
         {"steps": 8},
     )
+    x = RNG.normal(size=(13, 8))
+    masked = Batch(x, RNG.normal(size=(13, 4)), np.arange(13) > 4, True)
+    pairs = [masked, (x[:2], x[:2, :4]), (x[:4], x[4:8, :4])]
+    yield "no time axis", Linear(8, 4), pairs, {}
+    classes = [(x, RNG.integers(0, 4, 13)), (x[:1], np.array([3])), (x[:8], np.arange(8) % 4)]
+    yield "classes", Linear(8, 4), classes, {"loss": losses.cross_entropy}
     x = RNG.normal(size=(13, 6, 8))
     yield "accumulate", large, Windows(x, x, batch_size=3, every_step=True), {"accumulate": 3}
 
@@ -569,21 +575,29 @@ def different(name):
     rows = slice(None, -1) if name == "fewer rows" else slice(None)
     target = SMALL.target.copy()
     target[20] += name == "one target"
-    data = Windows(SMALL.x[rows], target[rows], SMALL.mask[rows], batch_size=6, every_step=True)
+    x = SMALL.x.copy()
+    x[20, -1, 1] += name == "one input"
+    data = Windows(x[rows], target[rows], SMALL.mask[rows], batch_size=6, every_step=True)
     others = [*windows(30, 6).batches()]
-    batches = Changed(
-        data, lambda k, batch: others[k] if name == "later batches" and k > 1 else batch
-    )
+
+    def changed(k, batch):
+        last_step = np.arange(len(batch.x))[:, None, None] == 5
+        later = {"later batches": others[k], "later input": batch._replace(x=batch.x + last_step)}
+        return later.get(name, batch) if k > 1 else batch
+
+    batches = data if "one" in name else Changed(data, changed)
     return batches, lambda step: 2e-3 if name == "schedule" and step == 2 else 1e-3
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("one target", "epoch 1, step [1-5]: checksum of order and targets of rank 2 is "),
+        ("one target", "epoch 1, step 1: checksum of order and data of rank 2 is .* `Shard` takes"),
+        ("one input", "epoch 1, step 1: checksum of order and data of rank 2 is "),
+        ("later input", "epoch 1, step 3: checksum of order and data of rank 2 is "),
         (
             "later batches",
-            "epoch 1, step 3: (number of targets|checksum of order and targets) of rank 2 is ",
+            "epoch 1, step 3: (number of targets|checksum of order and data) of rank 2 is ",
         ),
         ("fewer rows", "epoch 1, step 1: number of targets of rank 2 is "),
         ("schedule", "epoch [12], step [35]: learning rate of rank 2 is "),
@@ -731,12 +745,12 @@ def test_an_error_of_rank_0_that_decides_is_raised_on_all():
     assert other == (OtherRankError, f"rank 0 of 2 cannot go on: ValueError: {text}")
 
 
-def loader(rank, size, drop_last=False, target=DATA.target):
+def loader(rank, size, drop_last=False, target=DATA.target, **options):
     """A loader of PyTorch for a rank, 3 examples a batch, which a sampler deals to the ranks."""
     torch = pytest.importorskip("torch")
     dataset = torch.utils.data.TensorDataset(torch.from_numpy(DATA.x), torch.from_numpy(target))
     sampler = torch.utils.data.distributed.DistributedSampler(
-        dataset, size, rank, drop_last=drop_last
+        dataset, size, rank, drop_last=drop_last, **options
     )
     return torch.utils.data.DataLoader(dataset, 3, sampler=sampler)
 
@@ -794,3 +808,36 @@ def test_loaders_that_do_not_go_with_the_group():
 
     with pytest.raises(ValueError, match="batch 1 of a DistributedSampler has mask"):
         together(2, masked)
+    with pytest.raises(ValueError, match="epoch 1, step 1: checksum of order and data of rank 1"):
+        together(2, lambda group: trained(group, MODEL, loader(group.rank, 2, seed=group.rank)))
+    for name in ("data", "validation"):
+        both = {"data": DATA, "validation": DATA} | {name: loader(0, 2)}
+        text = f"train: {name} has a DistributedSampler of num_replicas=2, but group is None, "
+        with pytest.raises(ValueError, match=text):
+            trained(None, MODEL, **both)
+
+
+def test_parts_of_the_data_that_ranks_take_themselves_are_refused():
+    """They would be cut again: each rank is to have the whole data."""
+
+    def run(group, kind):
+        data = Windows(*(a[group.rank :: 2] for a in (SMALL.x, SMALL.target)), every_step=True)
+        if kind is list:
+            data = [(data.x, data.target)]
+        trained(group, MODEL, data)
+
+    for kind in (Windows, list):
+        text = "train: first batch of rank 1 is .* the whole data, of which `train` or `Shard` takes"
+        with pytest.raises(ValueError, match=text):
+            together(2, run, kind)
+
+
+def test_validation_data_that_differ_are_named():
+    def run(group):
+        x = SMALL.x.copy()
+        x[20, -1, 1] += group.rank == 2
+        data = Windows(x, SMALL.target, batch_size=6, every_step=True)
+        with pytest.raises(ValueError, match="evaluate: batch 1 of rank 2 is another than that of"):
+            trained(group, MODEL, SMALL, validation=data)
+
+    together(3, run)

@@ -24,12 +24,12 @@ from xlstm.arrays.backend import backend_of
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
-from xlstm.arrays.ranks.groups import Group
+from xlstm.arrays.ranks.groups import Group, checksum
 from xlstm.data.batches import Batches, Prefetch
 from xlstm.data.shards import Shard
 from xlstm.precision import Mixed
 from xlstm.training import optimizers
-from xlstm.training.agreement import checksum, different, together
+from xlstm.training.agreement import different, together
 from xlstm.training.callbacks import (
     Callback,
     Clip,
@@ -270,7 +270,7 @@ def train(
     if validation is not None:
         validation = batches_of("train", "validation", model, validation)
     limits: dict[str, Any] = {
-        "epochs": _epochs(epochs, data, validation, resume),
+        "epochs": _epochs(epochs, data, validation, resume, group),
         "steps": steps,
         "every": every,
         "keep": keep,
@@ -316,13 +316,27 @@ def _callbacks(
 
 
 def _epochs(
-    epochs: int | None, data: Batches, validation: Batches | None, resume: bool
+    epochs: int | None,
+    data: Batches,
+    validation: Batches | None,
+    resume: bool,
+    group: Group | None,
 ) -> int | None:
-    """Return the number of epochs; raise ValueError if data that can be read only once need more
-    than one.
+    """Return the number of epochs.
+
+    Raise ValueError if data that can be read only once need more than one, or if a sampler divides
+    data among ranks that have no group.
     """
     for name, batches in {"validation": validation, "data": data}.items():
-        if not isinstance(batches, Iterated) or not batches.once:
+        if not isinstance(batches, Iterated):
+            continue
+        ranks = getattr(batches.sampler, "num_replicas", 1)
+        if group is None and ranks > 1:
+            raise ValueError(
+                f"train: {name} has a DistributedSampler of num_replicas={ranks}, but group is None,"
+                " so each rank would train a model of its own; expected group=distributed.group()"
+            )
+        if not batches.once:
             continue
         problem = f"train: {name} is an iterator, {checks.shown(batches.data)}"
         if name == "validation":

@@ -271,7 +271,7 @@ class AllReduce:
         self.noted = {
             "number of sequences": part.B,
             "number of targets": part.total,
-            "checksum of order and targets": part.checksum,
+            "checksum of order and data": part.checksum,
             "learning rate": rates,
         }
         # The hash of numbers is the same in all processes.

@@ -10,9 +10,9 @@ import numpy as np
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params, dtype_name, leaves
-from xlstm.arrays.ranks.groups import Alone, Group, collected, columns, odd_ranks
+from xlstm.arrays.ranks.groups import Alone, Group, checksum, collected, columns, odd_ranks
 from xlstm.layers.sequence import Leaf, nested
-from xlstm.training.agreement import checksum, held, same, together, told
+from xlstm.training.agreement import held, same, together, told
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
 from xlstm.training.optimizers import Slots
