@@ -136,7 +136,9 @@ def test_the_shards_of_a_batch_side_by_side_are_the_batch(data, size):
 
 def test_an_x_without_sequences_is_refused():
     batch = Batch(X[:, 0, 0], Y[:, 0, 0], None, True)
-    text = r"Shard: batch 3 has x of shape \(11,\), expected \(T, B, D\), tokens \(T, B\), or \(B, D\)"
+    text = (
+        r"Shard: batch 3 has x of shape \(11,\), expected \(T, B, D\), tokens \(T, B\), or \(B, D\)"
+    )
     with pytest.raises(ValueError, match=text):
         cut(batch, Threads(0, Shared(2)), None, 2)
 

@@ -827,7 +827,9 @@ def test_parts_of_the_data_that_ranks_take_themselves_are_refused():
         trained(group, MODEL, data)
 
     for kind in (Windows, list):
-        text = "train: first batch of rank 1 is .* the whole data, of which `train` or `Shard` takes"
+        text = (
+            "train: first batch of rank 1 is .* the whole data, of which `train` or `Shard` takes"
+        )
         with pytest.raises(ValueError, match=text):
             together(2, run, kind)
 

@@ -139,4 +139,3 @@ def different(name: str, there: Any, expected: Any, of: str = "") -> str:
         there = there[start:]
         expected = expected[start:]
     return f"{name}{of} is {checks.shown(there)}, expected {checks.shown(expected)}"
-

@@ -40,7 +40,9 @@ def checksum(arrays: Iterable[Array | None], number: int = 0) -> int:
     """Return a checksum of arrays, by which ranks compare them, continued from `number`."""
     for a in arrays:
         if a is not None:
-            number = zlib.crc32(np.ascontiguousarray(to_numpy(a)).reshape(-1).view(np.uint8).data, number)
+            number = zlib.crc32(
+                np.ascontiguousarray(to_numpy(a)).reshape(-1).view(np.uint8).data, number
+            )
     return number
 
 
