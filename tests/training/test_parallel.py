@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import shutil
 import signal
 import threading
 
@@ -201,8 +202,8 @@ def test_a_step_that_is_interrupted_leaves_no_sums_behind(monkeypatch):
 @pytest.mark.parametrize("shared", [False, True], **SHARED)
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_that_are_sent_as_bfloat16(case, tmp_path):
-    """Residuals come in later steps, but for those that a checkpoint drops: four times of 20 steps, and
-    at the end. Ranks have the same bits, also where the run goes on from a checkpoint.
+    """Residuals come in later steps. Ranks have the same bits, also where the run goes on from a
+    checkpoint; another number of ranks drops the residuals there.
     """
     model, data, options = CASES[case]
 
@@ -212,9 +213,9 @@ def test_gradients_that_are_sent_as_bfloat16(case, tmp_path):
             model, start(model, group), data, optim.sgd(1e-3), **how | options | more
         )
 
-    def ranks(name, **more):
-        files = {"checkpoints": tmp_path / name, "every": 5}
-        return together(3, lambda group: run(group, **files, **more), machines=2)
+    def ranks(size, name=None, **more):
+        files = {} if name is None else {"checkpoints": tmp_path / name, "every": 2}
+        return together(size, lambda group: run(group, **files, **more), machines=2)
 
     before = start(model)
     largest = dict.fromkeys(before, 0.0)
@@ -225,13 +226,17 @@ def test_gradients_that_are_sent_as_bfloat16(case, tmp_path):
             before[name] = p.copy()
 
     exact = run(None, progress=watch)
-    several = ranks("whole")
-    ranks("cut", progress=lambda now: now.total == 4)  # all stop a step later
-    resumed = ranks("cut", resume=True)
+    several = ranks(3)
+    ranks(3, "cut", progress=lambda now: now.total == 4)  # all stop a step later
+    shutil.copytree(tmp_path / "cut", tmp_path / "fewer")
+    resumed = ranks(3, "cut", resume=True)
+    fewer, _ = ranks(2, "fewer", resume=True)
     for one, other in zip(several, resumed, strict=True):
         for name, p in exact.params.items():
-            # a residual is 2^-7 of what a rank sends at most, and so is that of the sum
-            assert np.abs(one.params[name] - p).max() <= 5 * 2 * 2**-7 * largest[name], name
+            # A residual is 2^-7 of what a rank sends at most, and so is that of the sum. What ranks
+            # send may be larger than their sum, in which signs differ.
+            for found in (one, fewer):
+                assert np.abs(found.params[name] - p).max() <= 5 * 2 * 2**-7 * largest[name], name
             assert one.params[name].tobytes() == several[0].params[name].tobytes()
             assert one.params[name].tobytes() == other.params[name].tobytes()
 

@@ -206,8 +206,8 @@ def train(
     gradients : {"bfloat16"}, optional
         Send gradients between ranks as bfloat16, with half the bytes of float32, and sum them in
         float32, so that they keep its range. Rounding leaves residuals, which are added in the next
-        step. Writing a checkpoint drops them, so results depend on where checkpoints are written: a
-        resumed run equals an uninterrupted one to the bit only if both wrote that checkpoint.
+        step. A checkpoint holds those of each rank, so a run that resumes on the same number of
+        ranks has the bits of an uninterrupted one. Another number of ranks begins without them.
     metrics : dict of str to callable, optional
         Functions of `(y, target)`, by name, that are computed on the validation data after each
         epoch: for example `{"accuracy": lambda y, target: y.argmax(-1) == target}`. Each is called
@@ -659,6 +659,7 @@ class TrainingRun:
         if not self.saving:
             return
         state = self.ranks.whole(self.state, self.total)
+        residuals = self.ranks.residuals()
         if not self.ranks.first:
             return
         numbers, tree = packed(state)
@@ -677,6 +678,7 @@ class TrainingRun:
             "validations": np.array(self.validations),
             "metrics": {name: np.array(values) for name, values in self.measured.items()},
             "callbacks": [callback.state() for callback in self.remembering],
+            "residuals": residuals,
         }
         self.ranks.tried(self.folder.save, about, tree, bool(self.validations))
 
@@ -721,6 +723,7 @@ class TrainingRun:
             if like is not None:
                 checkpoint.check_alike(name, tree[name], like)
         self.state = self.ranks.part(unpacked(self.state, about, tree))
+        self.ranks.restore_residuals(tree.get("residuals", ()))  # older checkpoints have none
         self.order_before = self.order.bit_generator.state = tree["order"]
         self.best = tree["best"]
         self.judged = tree["judged"]

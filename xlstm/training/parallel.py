@@ -327,10 +327,15 @@ class AllReduce:
         if self.group.size > part.B:
             masks.bit_generator.state = self.group.tell(masks.bit_generator.state)[-1]
 
+    @property
+    def residuals(self) -> list[Array]:
+        """The residuals of this rank's bfloat16 gradients, if it has any."""
+        return [] if self.halved is None else self.halved.residuals
+
     def forget_residuals(self) -> None:
-        """Drop the residuals of gradients, as a run that resumes from a checkpoint does."""
-        if self.halved is not None:
-            self.halved.forget()
+        """Drop the residuals, which a step that does not count has changed."""
+        for residual in self.residuals:
+            residual[...] = 0.0
 
     def _refusal(self) -> Head:
         """Return the head of a rank that cannot take a step."""
