@@ -21,7 +21,7 @@ from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, baseline
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.models import TiRex2, xLSTMLanguageModel
 from xlstm.models.tirex import PatchWindows
-from xlstm.training import loop, parallel
+from xlstm.training import folder, loop, parallel
 from xlstm.training.feed import Iterated
 from xlstm.training.folder import read, read_history
 
@@ -239,6 +239,24 @@ def test_gradients_that_are_sent_as_bfloat16(case, tmp_path):
                 assert np.abs(found.params[name] - p).max() <= 5 * 2 * 2**-7 * largest[name], name
             assert one.params[name].tobytes() == several[0].params[name].tobytes()
             assert one.params[name].tobytes() == other.params[name].tobytes()
+
+
+def test_a_checkpoint_of_a_version_that_dropped_residuals(tmp_path, monkeypatch):
+    how = {"gradients": "bfloat16", "checkpoints": tmp_path}
+    together(2, lambda group: trained(group, MODEL, SMALL, steps=5, **how))
+
+    def older(path):
+        found = read(path)
+        del found.value["dict"]["residuals"]
+        arrays = {name: a for name, a in found.arrays.items() if not name.startswith("residuals")}
+        assert len(arrays) == len(found.arrays) - 2
+        return found._replace(arrays=arrays)
+
+    monkeypatch.setattr(folder, "read", older)
+    found = together(2, lambda group: trained(group, MODEL, SMALL, steps=10, resume=True, **how))
+    np.testing.assert_allclose(
+        found[0].losses, trained(None, MODEL, SMALL, steps=10).losses, rtol=1e-4
+    )
 
 
 class Sees(training.Callback):
