@@ -110,13 +110,13 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
     own = columns(B, group)
     if "groups" in options:
         own = _whole_groups(to_numpy(options["groups"]), group)
-    timed = every_step
-    if timed is None or axis == 0:
-        timed = axis == 1 and batch.target.shape[:2] == shape[:2]
-    every = slice(None)
+    if every_step is None:
+        every_step = batch.target.shape[:2] == shape[:2]
+    timed = bool(axis and every_step)
+    steps = [slice(None)]
     mine = batch._replace(
-        x=batch.x[*[every] * axis, own],
-        target=batch.target[*[every] * timed, own],
+        x=batch.x[*steps * axis, own],
+        target=batch.target[*steps * timed, own],
         options={name: _own(name, value, own) for name, value in options.items()},
     )
     return part_of(mine, own, B, timed, batch.x, batch.target, *options.values())
