@@ -126,9 +126,10 @@ class ByRows:
     def parts(self, group: Group, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
         """Yield the rank's parts of these batches."""
         timed = getattr(self, "every_step", False)
+        start = self.checksum if group.size > 1 else 0
         for rows in self.orders(rng)[skip:]:
             own = columns(len(rows), group)
-            yield part_of(self.batch(rows, own), own, len(rows), timed, rows, start=self.checksum)
+            yield part_of(self.batch(rows, own), own, len(rows), timed, rows, start=start)
 
 
 @dataclass(frozen=True)

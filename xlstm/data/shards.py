@@ -119,7 +119,8 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
         target=batch.target[*steps * timed, own],
         options={name: _own(name, value, own) for name, value in options.items()},
     )
-    return part_of(mine, own, B, timed, batch.x, batch.target, *options.values())
+    seen = (batch.x, batch.target, *options.values()) if group.size > 1 else ()
+    return part_of(mine, own, B, timed, *seen)
 
 
 def _own(name: str, option: Any, own: slice) -> Any:

@@ -271,7 +271,8 @@ class AllReduce:
         self.noted = {
             "number of sequences": part.B,
             "number of targets": part.total,
-            "checksum of order and data": part.checksum,
+            # with that of earlier steps, whose difference `check` may have missed
+            "checksum of order and data": hash((self.checksum, part.checksum)),
             "learning rate": rates,
         }
         # The hash of numbers is the same in all processes.
