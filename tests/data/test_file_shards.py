@@ -241,7 +241,7 @@ def test_a_step_takes_parts_of_its_group_and_notices_other_files(tmp_path):
     (one,) = together(1, run, False)
     for loss, mean in together(3, run, False):
         assert (loss, mean) == pytest.approx(one, rel=1e-12)
-    with pytest.raises(ValueError, match="checksum of order and targets of rank 1"):
+    with pytest.raises(ValueError, match="checksum of order and data of rank 1"):
         together(2, run, True)
 
 

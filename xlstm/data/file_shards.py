@@ -157,7 +157,6 @@ class FileShards:
 
     def parts(self, group: Group, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
         """Yield the parts of these batches that belong to a rank of a group."""
-        # Some targets lie in rows of other ranks, so ranks compare the files' identity instead.
         number = zlib.crc32(repr(self.identity).encode())
         batch: Any
         for batch in self._reader.parts(group, rng, skip):
@@ -218,6 +217,8 @@ class _Rows:
 class _Examples(ByRows):
     """Examples in pairs of files, batched as in `Windows`."""
 
+    checksum = 0  # other ranks read the other rows, so ranks compare the files' identity instead
+
     def __init__(
         self, files: list[tuple[Path, ...]], batch_size: int, every_step: bool, **_: Any
     ) -> None:
@@ -244,10 +245,6 @@ class _Examples(ByRows):
 
     def __len__(self) -> int:
         return -(-self.x.shape[0] // self.batch_size)
-
-    def truths(self, rows: Host) -> Host:
-        """Return the indices of the rows in place of targets, since other ranks read those."""
-        return rows
 
     def batch(self, rows: Host, own: slice) -> Batch:
         x = self.x.read(rows[own])
