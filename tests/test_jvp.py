@@ -138,7 +138,7 @@ def test_arrays_that_are_written_to():
 
 
 def test_hvp_of_a_trained_loss_in_float32(rng):
-    """A loss as users write it, which also reads its value on the host."""
+    """A loss as users write it, with a branch on its value."""
     layer = xlstm.LSTM(2, 4)
     params = layer.init(0, "numpy")
     x = rng.standard_normal((6, 3, 2)).astype("float32")
@@ -146,7 +146,8 @@ def test_hvp_of_a_trained_loss_in_float32(rng):
     def loss(params):
         y, _, saved = layer.forward(params, x)
         value, dy = losses.huber(y, np.ones_like(y), delta=0.5)
-        return float(value), layer.backward(params, saved, dy)[0]
+        assert value > 0
+        return value, layer.backward(params, saved, dy)[0]
 
     wide = {name: p.astype("float64") for name, p in params.items()}
     v = {name: rng.standard_normal(p.shape).astype("float32") for name, p in params.items()}
@@ -167,9 +168,53 @@ def test_what_does_not_depend_on_an_argument_has_a_tangent_of_zero():
     assert out["c"] is dout["c"] is None
 
 
+def kept(_=None):
+    """Return a dual number of a call that has returned."""
+    numbers = []
+    xlstm.jvp(lambda x: numbers.append(x) or x, (A,), (DA,))
+    return numbers[0]
+
+
+def in_a_thread(x):
+    """Differentiate a function of x, of which the inner call does not know, in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(xlstm.jvp, lambda y: x * y, (A,), (DA,)).result()[1]
+
+
+def layer_with(x):
+    """Run a layer on an old number beside parameters with a tangent."""
+    layer = xlstm.RNN(3, 2)
+    params = layer.init(0, "numpy", "float64")
+    return xlstm.jvp(lambda params: layer(params, x[None])[0], (params,), (params,))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
+        *(
+            (lambda f=f: xlstm.jvp(f, (A,), (A,)), TypeError, "^jvp: .* of (a|two) calls? ")
+            for f in (
+                kept,
+                in_a_thread,
+                lambda x: x * kept(),
+                lambda x: kept() + 1,
+                lambda x: np.where(A > 1, x, kept()),
+                lambda x: np.concatenate([kept(), x]),
+                lambda x: kept().sum(),
+            )
+        ),
+        (lambda: layer_with(kept()), TypeError, "^jvp: .* of a call that has returned"),
+        (lambda: xlstm.jvp(np.sin, (kept(),), (A,)), TypeError, "of a call that has returned"),
+        *(
+            (lambda f=f: xlstm.jvp(f, (A,), (A,)), TypeError, "numbers are complex128, .* real")
+            for f in (
+                lambda x: abs(x * 1j),
+                lambda x: np.exp(A * 1j) * x,
+                lambda x: x.astype("complex128"),
+            )
+        ),
+        (lambda: xlstm.jvp(np.sin, (A * 1j,), (A,)), TypeError, r"primals\[0\] has .*complex128"),
+        (lambda: xlstm.hvp(lambda x: (0, x * float(x[0, 0])), A, A), TypeError, r"float\(\)"),
         (lambda: xlstm.jvp(3, (A,), (A,)), TypeError, "f is 3, expected a function"),
         (lambda: xlstm.jvp(np.sin, A, A), TypeError, "primals is .* expected a tuple"),
         (lambda: xlstm.jvp(np.sin, (A,), A), TypeError, "tangents is .* expected a tuple"),

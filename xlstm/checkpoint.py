@@ -1,22 +1,25 @@
 """Checkpoints: arrays and their description in one safetensors file, written whole or not at all.
 
 The file holds the arrays under their names. Its metadata has one entry, "xlstm": a JSON object with
-the version of the format, the kind of model, its configuration, and a digest of these and the
-arrays. `load` refuses a file whose digest does not match. There is only one entry because
-safetensors writes several entries in no fixed order, and equal models must give equal bytes.
+the version of the format, the kind of model, its configuration, a digest of kind, configuration and
+arrays, and the version of xlstm that wrote the file. `load` refuses a file whose digest does not
+match. There is only one entry because safetensors writes several entries in no fixed order, and
+equal models must give equal bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+import xlstm
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.checks import few, instance, shown
 from xlstm.arrays.convert import to_numpy
@@ -28,7 +31,16 @@ __all__ = ["load", "save"]
 
 KEY = "xlstm"
 VERSION = 2
-ENTRIES = ("version", "kind", "config", "digest")
+ENTRIES = ("version", "kind", "config", "digest", KEY)
+# the call that reads each kind of file of this library
+READERS = {
+    "model": "models.load(path)",
+    "forecaster": "Forecaster.load(path)",
+    "text model": "TextModel.load(path)",
+    "sequence classifier": "SequenceClassifier.load(path)",
+    "sequence regressor": "SequenceRegressor.load(path)",
+    "training": "training.train(..., checkpoints=folder, resume=True)",
+}
 Host = np.ndarray[Any, Any]
 
 
@@ -60,8 +72,9 @@ def save(
     for name, array in params.items():
         host = to_numpy(array)
         arrays[name] = np.asarray(host, host.dtype.newbyteorder("<"), order="C")
-    about = dict(zip(ENTRIES, (VERSION, kind, config, digest(kind, config, arrays)), strict=True))
-    writing.write(path, to_bytes(arrays, metadata={KEY: json.dumps(about)}))
+    about = VERSION, kind, config, digest(kind, config, arrays), xlstm.__version__
+    entry = json.dumps(dict(zip(ENTRIES, about, strict=True)))
+    writing.write(path, to_bytes(arrays, metadata={KEY: entry}))
 
 
 def digest(kind: str, config: dict[str, Any], arrays: dict[str, Host]) -> str:
@@ -85,7 +98,7 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
 @reading.brief()
 def kind_of(path: str | os.PathLike[str]) -> str:
     """Return the kind of model in a file, or raise as `load` does."""
-    return _about(Tensors(path))[0]
+    return str(_about(Tensors(path))["kind"])
 
 
 @reading.brief()
@@ -113,15 +126,17 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict
         kind.
     """
     file = Tensors(path)
-    its_kind, config, expected = _about(file)
+    about = _about(file)
+    its_kind = about["kind"]
     if its_kind != kind:
-        raise ValueError(f"{path}: kind is {its_kind!r}, expected {kind!r}")
+        reader = f"; {READERS[its_kind]} reads it" if its_kind in READERS else ""
+        raise ValueError(f"{path}: kind is {its_kind!r}, expected {kind!r}{reader}")
     arrays = file.read()
-    if digest(kind, config, arrays) != expected:
+    if digest(kind, about["config"], arrays) != about.get("digest"):
         raise ValueError(
             f"{path}: was changed after it was written, its digest is not that of what it holds"
         )
-    return arrays, config
+    return arrays, about["config"]
 
 
 def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | None = None) -> None:
@@ -136,24 +151,53 @@ def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | N
             raise ValueError(f"{path}: {name} is not finite{there}")
 
 
-def _about(file: Tensors) -> tuple[str, dict[str, Any], Any]:
-    """Return kind, configuration and digest from a file in this version of the format."""
+@contextlib.contextmanager
+def sound(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Name the file, and the version of xlstm that wrote it if it is another one, in errors about
+    what the file holds.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a sound {kind} ({type(error).__name__}:"
+            f" {error}){_advice(_about(Tensors(path)))}"
+        ) from error
+
+
+def _advice(about: dict[str, Any]) -> str:
+    """Return the end of an error about a file that another version of xlstm wrote, or an empty
+    text.
+    """
+    writer = about.get(KEY, "of an earlier version")
+    if writer == xlstm.__version__:
+        return ""
+    return (
+        f"; xlstm {writer} wrote the file, and this is xlstm {xlstm.__version__}: fit or train"
+        " again, or install that version to load it"
+    )
+
+
+def _about(file: Tensors) -> dict[str, Any]:
+    """Return the description of a file in this version of the format."""
     if KEY not in file.metadata:
         raise ValueError(f"{file.path}: not an xlstm model file, its metadata has no entry {KEY!r}")
     try:
         about = reading.from_json(f"entry {KEY!r}", file.metadata[KEY])
     except ValueError as error:
         raise ValueError(f"{file.path}: its description is not readable ({error})") from error
-    version, kind, config, expected = map(about.get if isinstance(about, dict) else {}.get, ENTRIES)
+    about = about if isinstance(about, dict) else {}
+    version, kind, config = map(about.get, ENTRIES[:3])
     if version != VERSION:
         raise ValueError(
-            f"{file.path}: version of the format is {shown(version)}, expected {VERSION!r}"
+            f"{file.path}: version of the format is {shown(version)}, expected"
+            f" {VERSION!r}{_advice(about)}"
         )
     if not isinstance(kind, str) or not isinstance(config, dict):
         raise ValueError(
             f"{file.path}: kind and config are {shown([kind, config])}, expected text and an object"
         )
-    return kind, config, expected
+    return about
 
 
 def pack(tree: Any) -> tuple[Any, dict[str, Host]]:

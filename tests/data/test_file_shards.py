@@ -65,6 +65,12 @@ def texts(folder):
     return files
 
 
+def marred(array, *at, value=np.nan):
+    array = array.copy()
+    array[at] = value
+    return array
+
+
 # files, options, and the data in memory with the same batches
 KINDS = {
     "examples": (lambda f: pairs(f, X, Y), LAST, Windows(X, Y, **LAST)),
@@ -235,7 +241,7 @@ def test_a_step_takes_parts_of_its_group_and_notices_other_files(tmp_path):
     (one,) = together(1, run, False)
     for loss, mean in together(3, run, False):
         assert (loss, mean) == pytest.approx(one, rel=1e-12)
-    with pytest.raises(ValueError, match="checksum of order and targets of rank 1"):
+    with pytest.raises(ValueError, match="checksum of order and data of rank 1"):
         together(2, run, True)
 
 
@@ -264,6 +270,23 @@ WRONG = {
     "no rows": (lambda f: tables(f, X[:1], Y[:1])[1:], {}, "1.parquet and others have no rows"),
     "lengths": (lambda f: tables(f, [*X[1:], X[0, :4]], Y), {}, "3.parquet, row group 9.* 4 to 5"),
     "a null": (lambda f: tables(f, [*X[1:], None], Y), {}, "3.parquet, row group 9.* 1 nulls"),
+    # rows 207 and 219 of all are row 7 of the last file, and row 9 of its second row group
+    "x": (lambda f: pairs(f, marred(X, 207, 3, 1), Y), {}, r"x3.npy: rows\[7, 3, 1\] is nan, exp"),
+    "target": (
+        lambda f: pairs(f, X, marred(Y, 207, 2, value=np.inf)),
+        {},
+        r"y3.npy: rows\[7, 2\] is inf, expected finite",
+    ),
+    "x of a table": (
+        lambda f: tables(f, marred(X, 219, 3, 1), Y),
+        {},
+        r"3.parquet, row group 1, column x: rows\[9, 3, 1\] is nan, expected",
+    ),
+    "target of a table": (
+        lambda f: tables(f, X, marred(Y[:, 0], 219)),
+        {},
+        r"row group 1, column target: rows\[9\] is nan, expected",
+    ),
     "row groups": (lambda f: tables(f, X, Y, 300), {"group": Threads(0, Shared(4))}, "3 shards"),
 }
 

@@ -7,6 +7,7 @@ from tests.ranks import Shared, Threads
 from tests.tirex import WIDER
 from xlstm import LSTM
 from xlstm.data import Batch, Prefetch, Sequences, SeriesWindows, Shard, Streams, Windows
+from xlstm.data.shards import cut
 from xlstm.estimators import Forecaster
 from xlstm.models import TiRex2
 from xlstm.models.sequence import sequence_model
@@ -35,6 +36,19 @@ class Whole:
             x = X[:size].swapaxes(0, 1)
             groups = np.sort(np.arange(size) // 2)
             yield Batch(x, x[..., :1], np.arange(5) > 1, False, LENGTHS[:size], {"groups": groups})
+
+
+class Read:
+    """Data of a user's own, whose batches ranks cut."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def batches(self, rng=None):
+        return self.data.batches(rng)
 
 
 class Twice(Windows):
@@ -120,15 +134,30 @@ def test_the_shards_of_a_batch_side_by_side_are_the_batch(data, size):
                     np.testing.assert_array_equal(np.swapaxes(part.options[name], 0, -1), own)
 
 
-def test_each_target_of_a_small_batch_is_in_its_checksum():
+def test_an_x_without_sequences_is_refused():
+    batch = Batch(X[:, 0, 0], Y[:, 0, 0], None, True)
+    text = (
+        r"Shard: batch 3 has x of shape \(11,\), expected \(T, B, D\), tokens \(T, B\), or \(B, D\)"
+    )
+    with pytest.raises(ValueError, match=text):
+        cut(batch, Threads(0, Shared(2)), None, 2)
+
+
+@pytest.mark.parametrize("name", ["x", "target", "mask"])
+def test_each_number_of_the_data_is_in_the_checksum(name):
+    """A batch that a rank cuts has its own; data in memory have that of all batches in each."""
     group = Threads(0, Shared(2))
-    for changed in range(len(Y)):
-        other = Y[:, 0].copy()
-        other[changed] += 1.0
-        shards = [
-            Shard(Windows(X, target, batch_size=4), group).batches() for target in (Y[:, 0], other)
-        ]
-        differs = [
-            one.part.checksum != another.part.checksum for one, another in zip(*shards, strict=True)
-        ]
-        assert differs == [number == changed // 4 for number in range(3)]
+    arrays = {"x": X, "target": Y, "mask": np.ones(Y.shape)}
+
+    def checksums(changed, cuts):
+        windows = Windows(**arrays | {name: changed}, batch_size=4, every_step=True)
+        data = Read(windows) if cuts else windows
+        return [batch.part.checksum for batch in Shard(data, group).batches()]
+
+    for place in np.ndindex(arrays[name].shape):
+        other = arrays[name].copy()
+        other[place] += 1.0
+        for cuts in (False, True):
+            before, after = checksums(arrays[name], cuts), checksums(other, cuts)
+            differs = [one != another for one, another in zip(before, after, strict=True)]
+            assert differs == [not cuts or number == place[0] // 4 for number in range(3)]

@@ -20,6 +20,7 @@ from tests.cli.commands import CLASSES, SERIES, TEXT, write_files
 from tests.conftest import ROOT
 from tests.distributed.launcher import needed, runs, until
 from tests.distributed.test_group import SOON
+from xlstm.cli import launch
 
 LONG = [*TEXT, "--steps", 100_000, "--ranks", 2]
 # The command line, in which rank 1 does something once training has begun, and ranks warn.
@@ -120,41 +121,52 @@ def test_what_is_wrong_is_said_once(tmp_path):
     assert (status, out) == (1, "")
     said = (
         rf"xlstm: rank [012] of 3 \(host {host}\) failed, the job ends: FileNotFoundError: \[Errno"
-        r" 2\] No such file"
+        r" 2\] No such file.*\n"
     )
-    assert re.match(said, err)  # the first of those that find it out
-    assert err.count("xlstm:") == 1
-    assert "Traceback" not in err
-
-
-KILLED = "rank {rank} of 2 (host {host}) was killed by SIGKILL, the job ends"
+    assert re.fullmatch(said, err)  # the first of those that find it out
 
 
 @needed
 @pytest.mark.parametrize(
     ("does", "message"),
     [
-        ("os.kill(os.getpid(), signal.SIGKILL)", KILLED),
-        ("os._exit(0)", "the job ended, and rank 0, 1 of 2 did not come to its end"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "was killed by SIGSEGV"),
+        ("os._exit(0)", "ended early, with exit code 0"),
     ],
-    ids=["killed", "leaves"],
+    ids=["killed", "crashes", "leaves"],
 )
 def test_a_rank_that_is_gone(tmp_path, does, message):
-    """MPICH's banner goes to standard error, and the status is 1.
-
-    The line of xlstm has the rank whose process the banner names. That was rank 0 once in some
-    hundred runs, since mpiexec kills the other ranks, too. It may so report one of these where a
-    rank leaves.
-    """
+    """It is named, whichever rank mpiexec names: that kills the other ranks, too."""
     status, out, err, seconds = end(start(tmp_path, *LONG, does=does), tmp_path)
     assert (status, out) == (1, "")
-    processes = [(tmp_path / f"pid-{rank}").read_text() for rank in range(2)]
-    banner = re.search(r"PID (\d+) RUNNING", err)
-    rank = processes.index(banner[1]) if banner else None
-    message = KILLED if banner else message
-    assert f"xlstm: {message.format(rank=rank, host=socket.gethostname())}" in err.splitlines()
-    assert ("BAD TERMINATION" in err) == ("SIGKILL" in message)
+    *others, last = err.splitlines()
+    assert last == f"xlstm: rank 1 of 2 (host {socket.gethostname()}) {message}, the job ends"
+    assert all(line.startswith(("warning: ", "rank 1: warning: ")) for line in others)
     assert seconds < SOON
+
+
+@pytest.mark.parametrize(
+    ("code", "ended", "last"),
+    [
+        (9, "1 137\n0 137\n", "rank 1 of 3 (host {}) was killed by SIGKILL, the job ends"),
+        (
+            0,
+            "2 0\n0 200\n1 137\n",
+            "rank 0 of 3 (host {}) ended early, with exit code 200, the job ends",
+        ),
+        (-9, "2 0\n", "mpiexec ended by SIGKILL, and so did the job"),
+        (7, "", "mpiexec ended with exit code 7, and so did the job"),
+    ],
+)
+def test_the_first_rank_that_is_gone_is_named_in_the_last_line(code, ended, last, capsys):
+    """Rank 2 has come to its end; words of mpiexec stand before ours, and only if no rank is gone."""
+    job = launch._Job(3, 0)
+    job.note(2, 17, 0)
+    assert job.verdict() is None
+    job.explain(code, "of mpiexec\n", ended)
+    words = "of mpiexec\n" * ("mpiexec" in last)
+    assert capsys.readouterr().err == f"{words}xlstm: {last.format(socket.gethostname())}\n"
 
 
 @needed

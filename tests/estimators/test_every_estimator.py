@@ -3,16 +3,24 @@ that fail.
 """
 
 import copy
+import io
+import math
 import pickle
+import re
 import signal
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+import xlstm
 from tests.conftest import DATA
 from tests.estimators.conftest import QUICK, driven, rewrite
+from xlstm import models
 from xlstm.estimators import (
     Forecaster,
     NotFittedError,
@@ -22,7 +30,7 @@ from xlstm.estimators import (
     TextModel,
 )
 from xlstm.layers.recurrent import CELLS
-from xlstm.training import Interrupted, Terminated
+from xlstm.training import Interrupted, ProgressBar, Terminated
 
 
 class Kind(NamedTuple):
@@ -170,6 +178,36 @@ def test_a_warm_start_goes_on(kind, trained, tmp_path):
     assert made.fit(*kind.data).trained_.losses[0] < trained.trained_.losses[0]
 
 
+def test_a_progress_bar_on_a_terminal(kind, monkeypatch):
+    """It appears after `SHORT` seconds where a user can see it and did not decide otherwise."""
+    console = pytest.importorskip("rich.console")
+
+    def shown(options=None, terminal=True, run=lambda fit: fit(), **parameters):
+        stream = io.StringIO()
+        stream.isatty = lambda: terminal
+        monkeypatch.setattr(sys, "stderr", stream)
+        run(lambda: kind.new(**parameters).fit(*kind.data, **(options or {})))
+        return "epoch 1/" in stream.getvalue()
+
+    monkeypatch.setattr("xlstm.training.callbacks.SHORT", math.inf)
+    assert not shown()
+    assert shown({"progress": True})
+    monkeypatch.setattr("xlstm.training.callbacks.SHORT", -1.0)
+    assert shown()
+    assert not shown({"progress": False})
+    assert not shown({"progress": lambda now: None})
+    assert not shown(terminal=False)
+    assert not shown(callbacks=[ProgressBar(console.Console(quiet=True))])
+    with ThreadPoolExecutor(1) as pool:
+        assert not shown(run=lambda fit: pool.submit(fit).result())
+    for name, value in (("rich", None), ("multiprocessing", Mock())):  # a worker has a parent
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, name, value)
+            assert not shown()
+    with pytest.raises(TypeError, match="progress is 3, expected True, False, 'auto' or a func"):
+        kind.new().fit(*kind.data, progress=3)
+
+
 def test_it_says_that_it_is_not_fitted(kind, tmp_path):
     with pytest.raises(NotFittedError, match="not fitted yet"):
         kind.found(kind.estimator, *kind.data)
@@ -202,14 +240,37 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", KINDS, indirect=True)
-def test_files_that_are_refused(kind, trained, tmp_path):
+def test_files_that_are_refused(kind, trained, tmp_path, monkeypatch):
+    """If another version of xlstm wrote a file, the error says so, and what to do."""
     path = tmp_path / "m"
     name = trained.KIND
-    for place, change, words in DAMAGE[name]:
-        trained.save(path)
-        rewrite(path, name, place, change)
-        with pytest.raises(ValueError, match=f"not a sound {name} .*{words}"):
-            type(trained).load(path)
+    for version in (xlstm.__version__, "0.0.9"):
+        end = r"\)"
+        if version == "0.0.9":
+            end += f"; xlstm 0.0.9 wrote the file, and this is xlstm {xlstm.__version__}: fit"
+            end += " or train again, or install that version to load it"
+        for place, change, words in DAMAGE[name]:
+            trained.save(path)
+            with monkeypatch.context() as patch:
+                patch.setattr(xlstm, "__version__", version)
+                rewrite(path, name, place, change)
+            with pytest.raises(ValueError, match=f"not a sound {name} .*{words}.*{end}$"):
+                type(trained).load(path)
+
+
+def test_files_of_another_kind_name_the_call_that_reads_them(kind, trained, tmp_path):
+    path = tmp_path / "m"
+    trained.save(path)
+    words = f"kind is '{trained.KIND}', expected '%s'; {type(trained).__name__}.load(path) reads it"
+    with pytest.raises(ValueError, match=re.escape(words % "model")):
+        models.load(path)
+    other = TextModel if trained.KIND == "forecaster" else Forecaster
+    with pytest.raises(ValueError, match=re.escape(words % other.KIND)):
+        other.load(path)
+    models.save(path, trained.model_, trained.params_)
+    words = f"kind is 'model', expected '{trained.KIND}'; models.load(path) reads it"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        type(trained).load(path)
 
 
 @pytest.mark.parametrize("name", sorted(DAMAGE.keys() - {"forecaster"}))

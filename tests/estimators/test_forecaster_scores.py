@@ -66,7 +66,7 @@ def test_rows_after_those_of_fit_are_all_judged():
     changed = np.append(values[150:180], np.nan)
     np.testing.assert_array_equal(forecaster.score(changed).forecasts, score.forecasts[:31])
     assert forecaster.score([values[150:225]]).points == 15
-    with pytest.raises(ValueError, match="have 5 rows, expected 6 or more"):
+    with pytest.raises(ValueError, match=r"has 5 rows after .*, expected 6 or more"):
         forecaster.score(values[150:155])
     cv = {"cv": folds.TimeSeriesSplit(3), "error_score": "raise"}
     search = folds.GridSearchCV(Forecaster(**QUICK), {"window": [6, 12]}, **cv).fit(values)
@@ -78,6 +78,54 @@ def test_rows_after_those_of_fit_are_all_judged():
         fold = slice(150 + gap, 225 + gap)
         later = forecaster.score(values[fold], future=price[fold], dates=days[fold])
         assert later.points == points
+
+
+def panel(*names, rows=slice(None), dates=True, gap=0):
+    """A long table of shops, which `driven` makes, with as many rows as days."""
+    pandas = pytest.importorskip("pandas")
+    days = np.datetime64("2020-01-01") + np.arange(300)
+    parts = []
+    for k, name in enumerate(names):
+        values, price = driven(seed=k)
+        shop = {"shop": name, "sales": 10**k * values, "price": price[:300]}
+        part = pandas.DataFrame({"day": days} | shop if dates else shop)[rows]
+        parts.append(part[gap * k :])
+    return pandas.concat(parts)
+
+
+@pytest.mark.parametrize("dates", [True, False])
+def test_rows_after_those_of_fit_are_judged_in_each_series_of_a_table(dates):
+    """Each has its own rows of `fit` as history, in whatever order and number series come."""
+    roles = {"series_id": "shop", "targets": "sales", "future": "price"}
+    fit = slice(0, 150)
+    later = slice(150, 180)
+    forecaster = Forecaster(**QUICK, **roles, calendar=False)
+    forecaster.fit(panel("a", "b", rows=fit, dates=dates))
+    score = forecaster.score(panel("a", "b", rows=later, dates=dates))
+    assert score.points == 60
+    np.testing.assert_array_equal(score.at, [*range(30)] * 2)
+    assert np.all(score.errors["model"].rmsse < score.errors["persistence"].rmsse)
+    ahead = forecaster.predict(
+        panel("a", "b", rows=fit, dates=dates),
+        future=panel("a", "b", rows=slice(150, 156), dates=dates).drop(columns="sales"),
+    )
+    np.testing.assert_allclose(score.forecasts[::30].ravel(), ahead["sales"], rtol=1e-6)
+    frame = score.frame()
+    assert frame.index.get_level_values("series").tolist() == ["a", "b"]
+    some = panel("a", "b", rows=later, dates=dates)
+    alone = forecaster.score(some[some.shop == "b"])
+    np.testing.assert_array_equal(alone.forecasts, score.forecasts[30:])
+    np.testing.assert_array_equal(alone.frame(), frame.iloc[1:])
+    assert forecaster.score(panel("a", "b", rows=fit, dates=dates)).points == 60  # the test part
+    problems = {
+        "'a' has 5 rows after": panel("a", "b", rows=slice(150, 155), dates=dates),
+        "'c' does not begin right after rows of fit": panel("a", "c", rows=later, dates=dates),
+    }
+    if dates:
+        problems["'b' does not begin right after rows of"] = panel("a", "b", rows=later, gap=1)
+    for words, table in problems.items():
+        with pytest.raises(ValueError, match=f"^Forecaster: series {words}"):
+            forecaster.score(table)
 
 
 def test_backtests(values):

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import DATA
 from tests.tables import LIBRARIES, columns_of, long_columns, table
 from xlstm.data.table import write_table
-from xlstm.estimators import ZeroShotForecaster
+from xlstm.estimators import Forecaster, ZeroShotForecaster
 from xlstm.interop import tirex
 
 ONE = DATA / "tirex1" / "a"
@@ -60,6 +60,35 @@ def test_series_and_their_forecasts(one, two, x):
     same(two.predict(x[:, 0]), model.forecast(params, x[:, 0], 5).mean)
     assert np.max(np.abs(two.predict(x)[:, 0] - two.predict(x[:, 0]))) > 1e-6
     assert of(ONE).predict(x[:, 0]).shape == (4,)  # a patch
+
+
+@pytest.mark.parametrize("kind", ["series", "targets", "several", "table"])
+def test_quantiles_of_a_call(kind, one, x):
+    """They are in the order and shape of `Forecaster`, and others than those of the constructor."""
+    frames = pytest.importorskip("pandas")
+    given = {
+        "series": x[:, 0],
+        "targets": x[:, :2],
+        "several": [x[:, 0], x[20:, 1]],
+        "table": frames.DataFrame(x[:, :2], columns=["a", "b"]),
+    }[kind]
+    levels = [0.1, 0.25, 0.9]
+    found = of(ONE, horizon=5, quantiles=[0.5], options={"quantiles": [0.3]}).predict_quantiles(
+        given, quantiles=levels
+    )
+    fitted = Forecaster(horizon=5, candidates=["linear"], backend="numpy").fit(given)
+    like = fitted.predict_quantiles(given, quantiles=levels)
+    deciles = one.predict_quantiles(given)
+    if kind == "table":
+        assert [*found.columns] == [*like.columns]
+        found, like, deciles = (
+            each.to_numpy().reshape(5, 2, -1) for each in (found, like, deciles)
+        )
+    for each, same_shape, nine in zip(
+        *(each if kind == "several" else [each] for each in (found, like, deciles)), strict=True
+    ):
+        assert each.shape == same_shape.shape
+        same(each, np.stack((nine[..., 0], nine[..., 1:3].mean(-1), nine[..., 8]), axis=-1))
 
 
 def test_covariates(two, x):
@@ -267,11 +296,18 @@ def test_columns_of_fit_are_those_of_later_tables(x):
             "past and future have 1 columns, expected none: TiRex",
         ),
         ({"quantiles": [0.95]}, {}, r"quantiles\[0\] is 0.95"),
+        (
+            {},
+            {"quantiles": [0.5, 0.95]},
+            r"quantiles\[1\] is 0.95, expected 0.1 to 0.9, as the model was trained",
+        ),
+        ({}, {"quantiles": [0.5, 0.2]}, r"quantiles is \[0.5, 0.2\], expected rising numbers"),
+        ({}, {"quantiles": []}, r"quantiles is \[\], expected rising numbers"),
     ],
 )
 def test_wrong_arguments_are_named(options, arguments, words):
     with pytest.raises((TypeError, ValueError), match=f"^ZeroShotForecaster: {words}"):
-        of(**{"checkpoint": TWO} | options).predict(np.ones(3), **arguments)
+        of(**{"checkpoint": TWO} | options).predict_quantiles(np.ones(3), **arguments)
 
 
 @pytest.fixture(name="run")

@@ -69,17 +69,18 @@ def test_there_and_back(tmp_path, to):
 
 
 def test_an_export_for_pytorch_remembers_what_weights_do_not_show(tmp_path):
-    source, _ = saved(tmp_path, xlstm.RNN(3, 5, activations="relu", batch_first=True))
+    options = {"batch_first": True, "dropout": 0.25}
+    source, _ = saved(tmp_path, xlstm.RNN(3, 5, 2, activations="relu", **options))
     written = tmp_path / "net.torch.safetensors"
     foreign = tmp_path / "foreign.v2.safetensors"
     export_import.export(source, "torch")
     export_import.import_(written)
     layer, _ = model_files.load(tmp_path / "net.model.safetensors", "numpy")
-    assert layer == xlstm.RNN(3, 5, activations="relu", batch_first=True, recurrent_bias=True)
+    assert layer == xlstm.RNN(3, 5, 2, activations="relu", recurrent_bias=True, **options)
     safetensors.numpy.save_file(safetensors.numpy.load_file(written), foreign)
     export_import.import_(foreign, activation="relu")
     layer, _ = model_files.load(tmp_path / "foreign.v2.model.safetensors", "numpy")
-    assert layer == xlstm.RNN(3, 5, activations="relu", recurrent_bias=True)
+    assert layer == xlstm.RNN(3, 5, 2, activations="relu", recurrent_bias=True)
 
 
 @pytest.mark.parametrize("to", EXTRAS)

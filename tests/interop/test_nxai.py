@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -118,6 +120,27 @@ def test_narrow_dtypes(tmp_path):
             for name, value in params.items()
         },
     )
+
+
+WITHOUT_ML_DTYPES = """
+import sys
+sys.modules["ml_dtypes"] = None
+import torch
+from xlstm.arrays import backend
+from xlstm.interop import nxai
+backend.HALVES = ()  # a CPU stands in for a GPU
+wide, low = (nxai.load(sys.argv[1], backend="torch", dtype=d)[1] for d in ("float32", "bfloat16"))
+for name, p in low.items():
+    assert p.dtype is torch.bfloat16
+    assert torch.equal(p, wide[name].bfloat16())
+"""
+
+
+def test_bfloat16_of_pytorch_needs_no_further_package():
+    pytest.importorskip("torch")
+    command = [sys.executable, "-c", WITHOUT_ML_DTYPES, NXAI / "large.safetensors"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_kernels_of_cuda(tmp_path):

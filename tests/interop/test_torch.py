@@ -1,5 +1,6 @@
 """Weights from and to PyTorch, and through them: forward and every gradient equal PyTorch's."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -94,11 +95,14 @@ def test_forward_and_gradients_are_pytorchs(rng, kind, options, batch_first, len
         )
 
 
+@pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("kind", "options"), CONFIGURATIONS, ids=str)
 def test_there_and_back_are_the_same_bits(tmp_path, kind, options, dtype):
-    """From a module and from a file, into a module and into a file."""
-    module = module_of(kind, options).to(getattr(torch, dtype))
+    """From a module, its weights and a file, into a module and into a file. A module also gives
+    the options that its weights do not show.
+    """
+    module = module_of(kind, {**options, "dropout": 0.25}, True).to(getattr(torch, dtype))
     theirs = {n: p.detach().numpy() for n, p in module.named_parameters()}
     path = tmp_path / "weights.safetensors"
     safetensors.numpy.save_file(
@@ -107,7 +111,12 @@ def test_there_and_back_are_the_same_bits(tmp_path, kind, options, dtype):
     from_file = from_torch(
         path, kind, prefix="encoder.", activation=options.get("nonlinearity", "tanh")
     )
-    for layer, params in (ours_of(kind, options, theirs), from_file):
+    whole = torch.nn.ModuleDict({"encoder": module, "head": torch.nn.Linear(2, 2)})
+    from_modules = from_torch(module), from_torch(whole, prefix="encoder.")
+    dropout = 0.25 if options["num_layers"] > 1 else 0.0
+    expected = dataclasses.replace(from_file[0], batch_first=True, dropout=dropout)
+    assert [layer for layer, _ in from_modules] == [expected] * 2
+    for layer, params in (ours_of(kind, options, theirs), from_file, *from_modules):
         back = to_torch(layer, params)
         same_bits(back, theirs)
         module.load_state_dict({n: torch.tensor(p) for n, p in back.items()})
@@ -157,6 +166,13 @@ def weights(**changes):
 def test_misfits_are_named(given, kind, words):
     with pytest.raises(ValueError, match=words):
         from_torch(given, kind)
+
+
+def test_other_modules_are_named():
+    net = torch.nn.Sequential(torch.nn.LSTM(D, H))
+    for prefix, found in (("", "0.bias_hh_l0"), ("rnn.", "nothing")):
+        with pytest.raises(ValueError, match=f"{prefix}weight_ih_l0 is missing, found {found}"):
+            from_torch(net, prefix=prefix)
 
 
 @pytest.mark.parametrize("suffix", ["pt", "pth", "ckpt"])

@@ -171,8 +171,11 @@ def test_programs_are_refused():
     x = inputs(net.layer, "float32")[0]
     program = torch.export.export(net, (x,)).module()
     slope = torch.autograd.grad(program(x)[0].sum(), x, create_graph=True)[0]
+    back, y = backward_of(program, x)
     for call in (
         slope.sum().backward,
+        lambda: tangents(back, y),
+        lambda: torch.func.vmap(back)(torch.stack([y, y])),
         lambda: torch.no_grad()(duals)(program, x),
         lambda: torch.compile(lambda x: tangents(net, x), backend="aot_eager")(x.detach()),
         lambda: torch.fx.experimental.proxy_tensor.make_fx(lambda x: tangents(net, x))(x),
@@ -181,13 +184,44 @@ def test_programs_are_refused():
             call()
 
 
+def backward_of(run, x):
+    """Return a function from a gradient with respect to y to that with respect to x, and y."""
+    y = run(x)[0]
+    return lambda dy: torch.autograd.grad(y, x, dy, retain_graph=True)[0], y.detach()
+
+
+def test_batches_of_gradients_without_torch_func_are_refused():
+    net = module(LAYERS["lstm"])
+    x = inputs(net.layer, "float32")[0]
+    for run in (net, torch.export.export(net, (x,)).module()):
+        y = run(x)[0]
+        with pytest.raises((TypeError, RuntimeError), match=r"^LSTM: .*is_grads_batched"):
+            torch.autograd.grad(y, x, torch.stack([y, y]), is_grads_batched=True)
+
+
+def test_tensors_whose_tangents_would_be_lost_are_refused():
+    """Those that a layer is called with, and those that a module is made of."""
+    layer = LAYERS["linear"]
+    params = {name: p.detach() for name, p in module(layer).named_parameters()}
+    for words, call in (
+        ("Linear: a tensor is dual", lambda W: layer({**params, "W": W}, W.mT)),
+        ("module: parameter W: .*lose", lambda W: module(layer, {**params, "W": W})(W.mT)),
+    ):
+        for differentiate in (tangents, duals):
+            with pytest.raises(TypeError, match=f"^{words}"):
+                differentiate(call, params["W"])
+
+
 def test_transforms_around_a_graph():
-    """`functionalize` of a module, and `vmap` of PyTorch's own gradients."""
+    """`functionalize` of a module, and `vmap` and tangents of PyTorch's own gradients."""
     net = module(LAYERS["slstm"])
     x = inputs(net.layer, "float32")[0]
-    y = net(x)[0]
+    back, y = backward_of(net, x)
     assert torch.equal(torch.func.functionalize(net)(x)[0], y)
-    slopes = torch.func.vmap(lambda dy: torch.autograd.grad(y, x, dy, retain_graph=True)[0])
-    up, down = slopes(torch.stack([y, -y]).detach())
+    up, down = torch.func.vmap(back)(torch.stack([y, -y]))
     assert up.any()
     assert torch.equal(up, -down)
+    program = torch.export.export(net, (x,)).module()
+    for found in (tangents(back, y), duals(back, y), duals(backward_of(program, x)[0], y)):
+        # backward is linear
+        torch.testing.assert_close([a for part in found for a in flat(part)], [up, up])

@@ -8,11 +8,13 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 import xlstm
 from tests.conftest import ROOT
+from xlstm.arrays.ranks import nccl
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -127,6 +129,16 @@ def test_examples_in_docstrings(path):
     )
     assert result.attempted > 1
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("cuda", ["12", "13"])
+def test_every_cuda_has_an_extra_for_nccl(cuda):
+    """CuPy finds NCCL only in the package of its own version of CUDA."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert extras[f"cuda{cuda}"][0].startswith(f"cupy-cuda{cuda}x")
+    assert extras[f"nccl{cuda}"][0].startswith(f"nvidia-nccl-cu{cuda}>=")
+    assert f"[nccl{cuda}]" in nccl.INSTALL
 
 
 def test_ci_runs_the_readme_test_command():

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as to_bytes
 
+import xlstm
 from tests.training.runs import (
     at,
     checkpoints_in,
@@ -29,7 +30,7 @@ from tests.training.runs import (
     steps_on_disk,
     streams,
 )
-from xlstm import checkpoint
+from xlstm import checkpoint, models
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import writing
 from xlstm.data.tensors import Tensors
@@ -76,7 +77,8 @@ def test_literal_bytes(tmp_path):
     data = np.array([1.0, 2.0]).tobytes()
     digest = hashlib.sha256(b'["test", {"k": 1}]["a", "<f8", [2]]' + data).hexdigest()
     about = '{"version": 2, "kind": "test", "config": {"k": 1}, "digest": "'
-    assert header["__metadata__"] == {"xlstm": about + digest + '"}'}
+    end = f'", "xlstm": "{xlstm.__version__}"}}'
+    assert header["__metadata__"] == {"xlstm": about + digest + end}
     assert blob[8 + length :] == data
 
 
@@ -96,7 +98,11 @@ def good(**changes):
         (to_bytes({"a": np.ones(1)}), "no entry 'xlstm'"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{"}), "description is not readable"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "[]"}), "version of the format is None"),
-        (good(version=9), "version of the format is 9"),
+        (
+            good(version=9, xlstm="9.1"),
+            "format is 9, expected 2; xlstm 9.1 wrote the file, and this",
+        ),
+        (good(version=1), "is 1, .* xlstm of an earlier version wrote the file"),
         (good(), "was changed after it was written"),
         (good(digest=None), "was changed after it was written"),
         (good(config=[]), "kind and config"),
@@ -136,6 +142,8 @@ def test_files_that_are_kept(tmp_path):
     assert folder.read(tmp_path / "best.safetensors").about["best_epoch"] == trained.best_epoch
     assert history(tmp_path, "loss") == trained.losses
     assert history(tmp_path, "validation") == trained.validations
+    with pytest.raises(ValueError, match=r"kind is 'training', .*; training\.train\(.* reads it$"):
+        models.load(tmp_path / "best.safetensors")
 
 
 def test_the_history_of_what_is_repeated_is_replaced(tmp_path):

@@ -17,13 +17,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array, Namespace, is_floating, primal
+from xlstm.arrays.namespace import Array, Namespace, dtype_name, is_floating, primal
 
-# The number of functions being differentiated around the running code. The derivative of a
-# derivative has dual numbers whose values and tangents are dual numbers themselves.
-_depth = contextvars.ContextVar("depth", default=0)
-# Whether float() may drop a tangent.
-_floats = contextvars.ContextVar("floats", default=False)
+# The namespaces of the functions being differentiated around the running code, the innermost last.
+# The derivative of a derivative has dual numbers whose values and tangents are dual numbers
+# themselves.
+_running: contextvars.ContextVar[tuple[DualNamespace, ...]] = contextvars.ContextVar(
+    "running", default=()
+)
 
 Rule = Callable[..., Array]
 
@@ -107,13 +108,12 @@ OPERATORS = {
 
 def _operator(name: str, swapped: bool = False) -> Callable[[Dual, Any], Any]:
     def method(self: Dual, other: Any) -> Any:
+        xp = self.xp
         # Python never calls the reflected method of a number of the same type
-        deepest = other if isinstance(other, Dual) and other.xp.depth > self.xp.depth else self
+        if isinstance(other, Dual) and other.xp is not xp:
+            xp = deepest(xp, other.xp)
         pair = (other, self) if swapped else (self, other)
-        functions = deepest.xp.functions
-        if name not in functions:
-            getattr(deepest.xp, name)  # makes it
-        return functions[name](*pair)
+        return xp.function(name)(*pair)
 
     return method
 
@@ -144,6 +144,8 @@ class Dual:
             value, tangent = (
                 a if xp.base.owns(a) else xp.base.asarray(a) for a in (value, tangent)
             )
+        else:
+            xp.floating(value.dtype)  # raises TypeError for complex numbers
         self.xp = xp
         self.value = value
         self.tangent = tangent
@@ -218,11 +220,7 @@ class Dual:
         return functools.partial(getattr(self.xp, name), self)
 
     def __float__(self) -> float:
-        if not _floats.get() or self.xp.depth < _depth.get():
-            raise TypeError(
-                "jvp: float() of a dual number has no tangent, expected the array itself"
-            )
-        return float(self.value)
+        raise TypeError("jvp: float() of a dual number has no tangent, expected the array itself")
 
     def __format__(self, form: str) -> str:
         return format(self.value, form)
@@ -281,6 +279,13 @@ def _refuse(name: str) -> NoReturn:
     )
 
 
+def _ended(name: str) -> NoReturn:
+    raise TypeError(
+        f"jvp: {name} of a dual number of a call that has returned, expected a number of a call that"
+        " runs"
+    )
+
+
 class DualNamespace:
     """The array API on dual numbers; arrays of the namespace below are constants.
 
@@ -294,13 +299,16 @@ class DualNamespace:
     depth : int
         The number of functions being differentiated: the base may be a namespace of dual numbers
         itself.
+    function : callable
+        `function(name)` returns a function of arguments without deeper dual numbers.
     root : namespace
         The library below all dual numbers.
     """
 
     def __init__(self, base: Namespace) -> None:
         self.base = base
-        self.functions: dict[str, Any] = {}  # for arguments without deeper dual numbers
+        self.function: Callable[[str], Any] = functools.cache(self._function)
+        self.floating = functools.cache(self._floating)
         self.root = root_of(base)
         self.depth = depth_of(base) + 1
         self.__name__ = f"dual numbers of {base.__name__}"
@@ -308,6 +316,12 @@ class DualNamespace:
     def owns(self, array: Any) -> bool:
         """Tell whether a value is a dual number of this namespace."""
         return isinstance(array, Dual) and array.xp is self
+
+    def _floating(self, dtype: Any) -> bool:
+        """Tell whether numbers of a dtype have tangents; complex ones raise TypeError."""
+        if dtype_name(dtype).startswith("complex"):
+            raise TypeError(f"jvp: numbers are {dtype}, expected real numbers")
+        return is_floating(self.base, dtype)
 
     def value(self, array: Any) -> Any:
         """Return the value of a dual number, or anything else as it is."""
@@ -331,31 +345,34 @@ class DualNamespace:
         """Return a function, and keep it as an attribute, or a constant or dtype of the base."""
         if name == "ndarray":  # callers tell NumPy and CuPy from other libraries by it
             raise AttributeError(name)
-        function = OPERATORS.get(name) or getattr(self.base, name)
-        if not callable(function) or isinstance(function, type):
-            setattr(self, name, function)
-            return function
-        if name in JOINT:
-            function = functools.partial(self._jointly, function, JOINT[name])
-        elif name in PARTIAL:
-            function = functools.partial(self.by_parts, function, PARTIAL[name])
-        elif name in LINEAR:
-            function = functools.partial(self._linear, function, name)
-        elif name in ROOM:
-            function = functools.partial(self._room, function)
-        else:
-            function = functools.partial(self._of_values, function, name)
+        constant = self.function(name)
+        if not isinstance(constant, functools.partial):
+            setattr(self, name, constant)
+            return constant
 
         def of_deepest(*arguments: Any, **options: Any) -> Any:
-            if self.depth < _depth.get():
+            xp = self
+            if _running.get()[-1:] != (self,):
                 xp = deepest(self, *[a.xp for a in _duals_of((arguments, options))])
-                if xp is not self:
-                    return getattr(xp, name)(*arguments, **options)
-            return function(*arguments, **options)
+            return xp.function(name)(*arguments, **options)
 
-        self.functions[name] = function
         setattr(self, name, of_deepest)
         return of_deepest
+
+    def _function(self, name: str) -> Any:
+        """Return a function by name, or a constant or dtype of the base."""
+        function = OPERATORS.get(name) or getattr(self.base, name)
+        if not callable(function) or isinstance(function, type):
+            return function
+        if name in JOINT:
+            return functools.partial(self._jointly, function, JOINT[name])
+        if name in PARTIAL:
+            return functools.partial(self.by_parts, function, PARTIAL[name])
+        if name in LINEAR:
+            return functools.partial(self._linear, function, name)
+        if name in ROOM:
+            return functools.partial(self._room, function)
+        return functools.partial(self._of_values, function, name)
 
     def _jointly(self, function: Any, rule: Rule, *arguments: Any) -> Any:
         values = [a.value if type(a) is Dual and a.xp is self else a for a in arguments]
@@ -389,7 +406,7 @@ class DualNamespace:
     def _room(self, function: Any, *arguments: Any, **options: Any) -> Any:
         arguments = tuple(map(self.value, arguments))
         value = function(*arguments, **options)
-        if not is_floating(self.base, value.dtype):
+        if not self.floating(value.dtype):
             return value
         return Dual(self, value, function(*arguments, **options))
 
@@ -401,18 +418,14 @@ class DualNamespace:
         return function(*map(self.value, arguments), **options)
 
     def _has_duals(self, tree: Any) -> bool:
-        if isinstance(tree, dict):
-            tree = tree.values()
-        elif not isinstance(tree, tuple | list):
-            return self.owns(tree)
-        return any(map(self._has_duals, tree))
+        return any(map(self.owns, _duals_of(tree)))
 
     def asarray(self, array: Any, **options: Any) -> Any:
         """Return a writable array, with a tangent if it is floating-point."""
         if isinstance(array, tuple | list) and self._has_duals(array):
             _refuse("asarray of a list")
         value = self.base.asarray(self.value(array), **options)
-        if not is_floating(self.base, value.dtype):
+        if not self.floating(value.dtype):
             return value
         if not self.owns(array):
             return Dual(self, value, self.base.zeros_like(value))
@@ -421,7 +434,7 @@ class DualNamespace:
     def astype(self, array: Any, dtype: Any, **options: Any) -> Any:
         """Return an array in another dtype; whole numbers have no tangent."""
         value = self.base.astype(self.value(array), dtype, **options)
-        if not self.owns(array) or not is_floating(self.base, value.dtype):
+        if not self.owns(array) or not self.floating(value.dtype):
             return value
         return Dual(self, value, self.base.astype(array.tangent, dtype, **options))
 
@@ -495,33 +508,43 @@ def depth_of(xp: Namespace) -> int:
 
 
 def deepest(*namespaces: Namespace) -> Namespace:
-    """Return the namespace of results computed from arrays of several; by default the first."""
-    return max(namespaces, key=depth_of)
+    """Return the namespace of results computed from arrays of several; by default the first.
 
-
-@functools.lru_cache(maxsize=64)
-def dual_namespace(root: Namespace, depth: int) -> DualNamespace:
-    """Return the namespace of dual numbers over a library.
-
-    With a depth above 1 their values are dual numbers themselves.
+    Raise TypeError for dual numbers of two calls of `jvp` of which neither is within the other.
     """
-    return DualNamespace(dual_namespace(root, depth - 1) if depth > 1 else root)
+    found = max(namespaces, key=depth_of)
+    for xp in namespaces:
+        if depth_of(xp) == depth_of(found) > 0 and xp is not found:
+            raise TypeError(
+                "jvp: dual numbers of two calls meet, expected those of one call and the calls"
+                " around it"
+            )
+    return found
 
 
 @contextlib.contextmanager
-def deeper(arguments: Any, floats: bool) -> Iterator[int]:
-    """Differentiate one more function in this context, and yield the number of functions.
+def deeper(arguments: Any) -> Iterator[Callable[[Namespace], DualNamespace]]:
+    """Differentiate one more function in this context.
 
-    `floats` says whether float() may drop a tangent. In a new thread only the arguments tell which
-    functions are around it.
+    Yield a function that returns the namespace of dual numbers over a library. No other call has
+    it, so that numbers of two calls never mix. In a new thread only the arguments tell which
+    functions are around this one.
     """
-    depth = 1 + max([_depth.get(), *(a.xp.depth for a in _duals_of(arguments))])
-    tokens = _depth.set(depth), _floats.set(floats)
+    outer = (*_running.get(), *[a.xp for a in _duals_of(arguments)])
+
+    @functools.cache
+    def over(root: Namespace) -> DualNamespace:
+        own = DualNamespace(deepest(root, *[xp for xp in outer if xp.root is root]))
+        _running.set((*_running.get(), own))
+        return own
+
+    token = _running.set(outer)
     try:
-        yield depth
+        yield over
     finally:
-        _depth.reset(tokens[0])
-        _floats.reset(tokens[1])
+        for xp in _running.get()[len(outer) :]:
+            xp.function = _ended
+        _running.reset(token)
 
 
 def of_pairs(xp: DualNamespace, results: Sequence[Array]) -> list[Dual]:

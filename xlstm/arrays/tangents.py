@@ -8,8 +8,8 @@ from typing import Any
 import array_api_compat
 
 from xlstm.arrays import checks
-from xlstm.arrays.dual import Dual, deeper, dual_namespace, root_of
-from xlstm.arrays.namespace import Array, namespace, namespace_of
+from xlstm.arrays.dual import Dual, DualNamespace, deeper, root_of
+from xlstm.arrays.namespace import Array, Namespace, namespace, namespace_of
 from xlstm.arrays.trees import leaves_by_path, mapped
 
 __all__ = ["hvp", "jvp"]
@@ -83,8 +83,8 @@ def hvp(loss: Callable[[Any], tuple[Any, Any]], params: Any, v: Any) -> Any:
     Parameters
     ----------
     loss : callable
-        `loss(params)` returns the value and the gradients, nested like `params`. You may make the
-        value with float(), but anything else made with float() counts as constant.
+        `loss(params)` returns the value and the gradients, nested like `params`. As in `jvp`,
+        float() of an array is an error.
     params : dict of str to array
         Parameters, or another nesting of arrays.
     v : dict of str to array
@@ -124,7 +124,7 @@ def hvp(loss: Callable[[Any], tuple[Any, Any]], params: Any, v: Any) -> Any:
             )
         return both[1]
 
-    hv = _differentiated("hvp", gradients, ("params", "v"), params, v, floats=True)[1]
+    hv = _differentiated("hvp", gradients, ("params", "v"), params, v)[1]
     shapes, expected = (mapped(tree, lambda _, a: str(tuple(a.shape))) for tree in (hv, params))
     if shapes != expected:
         came = leaves_by_path(shapes).items() - leaves_by_path(expected).items()
@@ -140,17 +140,16 @@ def _differentiated(
     names: tuple[str, str],
     primal: Any,
     tangent: Any,
-    floats: bool = False,
 ) -> tuple[Any, Any]:
-    """Return the value and the derivative of a function of one nesting; errors name both nestings.
-
-    With `floats`, float() drops a tangent instead of raising an error.
+    """Return the value and the derivative of a function of one nesting; errors name both
+    nestings.
     """
-    with deeper((primal, tangent), floats) as depth:
-        out = f(_dual(where, names, "", primal, tangent, depth))
+
+    def is_dual(array: Any) -> bool:
+        return isinstance(array, Dual) and array.xp is over(array.xp.root)
 
     def derivative(path: str, array: Any) -> Array:
-        if _is_dual(array, depth):
+        if is_dual(array):
             return array.tangent
         if not array_api_compat.is_array_api_obj(array):
             raise TypeError(
@@ -158,16 +157,19 @@ def _differentiated(
             )
         return namespace_of(array).zeros_like(array)
 
-    dout = mapped(out, derivative)
-    return mapped(out, lambda _, a: a.value if _is_dual(a, depth) else a), dout
-
-
-def _is_dual(array: Any, depth: int) -> bool:
-    return isinstance(array, Dual) and array.xp.depth == depth
+    with deeper((primal, tangent)) as over:
+        out = f(_dual(where, names, "", primal, tangent, over))
+        dout = mapped(out, derivative)
+        return mapped(out, lambda _, a: a.value if is_dual(a) else a), dout
 
 
 def _dual(
-    where: str, names: tuple[str, str], path: str, primal: Any, tangent: Any, depth: int
+    where: str,
+    names: tuple[str, str],
+    path: str,
+    primal: Any,
+    tangent: Any,
+    over: Callable[[Namespace], DualNamespace],
 ) -> Any:
     """Return dual numbers of the arrays in two nestings; `path` is the place in both.
 
@@ -185,7 +187,7 @@ def _dual(
                 f"{where}: {of_tangent} {has}, expected what {of_primal} has, {_listed(keys)}"
             )
         parts = {
-            key: _dual(where, names, f"{path}[{key!r}]", primal[key], tangent[key], depth)
+            key: _dual(where, names, f"{path}[{key!r}]", primal[key], tangent[key], over)
             for key in keys
         }
         if isinstance(primal, Mapping):
@@ -203,7 +205,7 @@ def _dual(
             f" {of_primal}, {tuple(primal.shape)}"
         )
     copies = (xp.asarray(a, copy=True) for a in (primal, tangent))
-    return Dual(dual_namespace(root_of(xp), depth), *copies)
+    return Dual(over(root_of(xp)), *copies)
 
 
 def _keys(tree: Any) -> list[Any] | None:

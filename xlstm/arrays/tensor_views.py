@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -36,6 +36,14 @@ def to_tensor(array: Array) -> Tensor:
     if not flags.writeable or (not flags.forc and min(array.strides) < 0):
         array = array.copy()
     return torch.from_numpy(array)
+
+
+def has_tangent(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether some tensors are dual ones of PyTorch's forward-mode AD."""
+    forward_ad = sys.modules["torch"].autograd.forward_ad
+    return forward_ad._current_level >= 0 and any(
+        a is not None and forward_ad.unpack_dual(a).tangent is not None for a in tensors
+    )
 
 
 class _Stream:
@@ -80,13 +88,19 @@ def views_of(where: str, params: Any, *values: Any) -> Views | None:
     Raises
     ------
     TypeError
-        JAX traces an array, or an array is on a GPU and CuPy does not work.
+        JAX traces an array, a tensor of PyTorch is dual, or an array is on a GPU and CuPy does not
+        work.
     """
     first: Any = next(iter(params.values()), None) if isinstance(params, dict) else None
     if type(first) is np.ndarray or array_api_compat.is_cupy_array(first):
         return None
     arrays = list(leaves((*params.values(), values))) if first is not None else []
     if array_api_compat.is_torch_array(first) and all(map(array_api_compat.is_torch_array, arrays)):
+        if has_tangent(arrays):
+            raise TypeError(
+                f"{where}: a tensor is dual, and only a torch.nn.Module keeps its tangent: use"
+                " xlstm.interop.torch.module(layer)"
+            )
         half = first.is_cpu and dtype_name(first.dtype) in HALVES
         alike = all(a.device == first.device and not a.requires_grad for a in arrays)
         return (
@@ -131,7 +145,8 @@ def _of_tensor(where: str, tensor: Tensor) -> Array:
         tensor_of = f"a {type(tensor).__name__} ({layout}) is {tensor.dtype} on a CPU"
         raise TypeError(
             f"{where}: {tensor_of}, expected float32 or float64 in a Tensor (torch.strided) with"
-            " memory of its own; torch.func.vmap takes batches of gradients"
+            " memory of its own; inside of torch.func and by is_grads_batched or vectorize it has"
+            " none, use torch.func.vmap and xlstm.interop.torch.module"
         ) from error
 
 

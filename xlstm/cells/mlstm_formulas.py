@@ -142,13 +142,13 @@ def at_least(xp: Namespace, m: Array, low: float) -> Array:
     return xp.maximum(m, xp.full_like(m, low))
 
 
-@functools.cache
+@functools.lru_cache
 def low_of(xp: Namespace, dtype: Any) -> float:
     """Return the finite number that replaces -inf in differences of logarithms."""
     return -math.pow(finfo(xp, dtype).max, 0.8)
 
 
-@functools.cache
+@functools.lru_cache
 def limit_of(xp: Namespace, dtype: Any) -> float:
     """Return the largest |x| for which exp(x) and exp(-x) are normal numbers of the dtype."""
     return -math.log(float(finfo(xp, dtype).smallest_normal)) - 1

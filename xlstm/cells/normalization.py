@@ -123,7 +123,7 @@ def scaled(
     return n, r * c  # (5)
 
 
-@functools.cache
+@functools.lru_cache
 def fourth_root(xp: Namespace, dtype: Any) -> float:
     """Return the fourth root of the largest number of a dtype.
 

@@ -76,6 +76,7 @@ def export(
             "format": "pt",
             "kind": type(layer).__name__.lower(),
             "batch_first": str(layer.batch_first),
+            "dropout": str(layer.dropout),
         }
         if layer.activations:
             about["activation"] = layer.activations[0]

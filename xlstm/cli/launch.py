@@ -4,6 +4,9 @@ command line.
 A rank writes to standard output and error of this process, and not to pipes of mpiexec: the
 progress bar stays on a terminal, and mpiexec's own messages are kept apart. A rank sends its number
 and its process through a socket once MPI has started, and its exit code at the end.
+
+mpiexec ends all ranks if one is gone, and may name any of them. So a shell beside each rank notes
+how the rank ended, before mpiexec can know it.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -31,9 +33,8 @@ from xlstm.core import process_signals
 
 # in ranks: the descriptors of standard output, of standard error and of the socket
 VARIABLE = "XLSTM_RANKS"
-# In mpiexec's message about a rank that failed: its process, and the number of the signal that
-# ended it.
-BANNER = re.compile(r"PID (\d+) RUNNING AT(?:.*EXIT STRING: [^\n]*\(signal (\d+)\))?", re.DOTALL)
+# the shell of a rank: it runs a command line, and adds the rank and its exit code to the file $0
+SHELL = '"$@"; code=$?; echo "$PMI_RANK $code" >> "$0"; exit $code'
 
 _channel: socket.socket | None = None  # from a rank to its launcher
 
@@ -77,11 +78,16 @@ def launch(ranks: int) -> int:
         raise ImportError(f"--ranks needs mpi4py, and {mpiexec} of MPICH: {mpi.INSTALL}, {other}")
     descriptors = [_copied(1), _copied(2)]
     ours, theirs = socket.socketpair()
-    with ours, tempfile.TemporaryFile() as printed:
+    with (
+        ours,
+        tempfile.TemporaryFile() as printed,
+        tempfile.NamedTemporaryFile("r") as ended,
+    ):
         with theirs:
             descriptors.append(theirs.fileno())
+            shell = ["sh", "-c", SHELL, ended.name, sys.executable]
             process = subprocess.Popen(
-                [str(mpiexec), "-n", str(ranks), sys.executable, *sys.orig_argv[1:]],
+                [str(mpiexec), "-n", str(ranks), *shell, *sys.orig_argv[1:]],
                 env={**os.environ, VARIABLE: " ".join(map(str, descriptors))},
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
@@ -95,8 +101,11 @@ def launch(ranks: int) -> int:
             for line in lines:  # until mpiexec and all ranks are gone
                 job.note(*map(int, line.split()))
         process.wait()
+        if (code := job.verdict()) is not None:
+            return code
         printed.seek(0)
-        return job.verdict(process.returncode, printed.read().decode(errors="replace"))
+        job.explain(process.returncode, printed.read().decode(errors="replace"), ended.read())
+        return 1
 
 
 class _Job:
@@ -107,13 +116,13 @@ class _Job:
     def __init__(self, ranks: int, mpiexec: int) -> None:
         self.ranks = ranks
         self.mpiexec = mpiexec
-        self.processes = dict[int, int]()
+        self.processes = set[int]()
         self.codes = dict[int, int]()
         self.signal = 0  # the first one that was passed on
 
     def note(self, rank: int, process: int, code: int) -> None:
         """Note the message of a rank."""
-        self.processes[process] = rank
+        self.processes.add(process)
         if code >= 0:
             self.codes[rank] = code
 
@@ -130,36 +139,43 @@ class _Job:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
 
-    def verdict(self, code: int, printed: str) -> int:
-        """Return the exit code of the job. If it is 1, say why, from the exit code and the output
-        of mpiexec.
-        """
+    def verdict(self) -> int | None:
+        """Return the exit code of the job, or None if nobody has said why it ended."""
         ended = len(self.codes) == self.ranks
-        if ended and not any(self.codes.values()):
+        failed = any(self.codes.values())
+        if ended and not failed:
             return 0
         if self.signal:
             return 128 + self.signal
         if ended:
             return self.codes[0] or max(self.codes.values())
-        if not any(self.codes.values()):  # else that rank has said why
-            self._explain(code, printed)
-        return 1
+        return 1 if failed else None  # that rank has said why
 
-    def _explain(self, code: int, printed: str) -> None:
+    def explain(self, code: int, printed: str, ended: str) -> None:
+        """Say why the job ended: a rank was gone, or mpiexec failed.
+
+        Parameters
+        ----------
+        code : int
+            The exit code of mpiexec.
+        printed : str
+            The output of mpiexec.
+        ended : str
+            The ranks that ended and their exit codes, in order.
+        """
+        for line in ended.splitlines():
+            rank, status = map(int, line.split())
+            if rank not in self.codes:
+                how = f"ended early, with exit code {status}"
+                if status - 128 in signal.valid_signals():
+                    how = f"was killed by {signal.Signals(status - 128).name}"
+                place = f"rank {rank} of {self.ranks} (host {socket.gethostname()})"
+                tell(f"xlstm: {place} {how}, the job ends")
+                return
         if printed.strip():
             tell(printed.strip())
-        named = BANNER.search(printed)
-        if code < 0:
-            tell(f"xlstm: mpiexec was ended by {signal.Signals(-code).name}, and so was the job")
-        elif named is not None and (rank := self.processes.get(int(named[1]))) is not None:
-            how = f"ended with exit code {code}"
-            if named[2]:
-                how = f"was killed by {signal.Signals(int(named[2])).name}"
-            place = f"rank {rank} of {self.ranks} (host {socket.gethostname()})"
-            tell(f"xlstm: {place} {how}, the job ends")
-        elif code == 0:
-            left = ", ".join(str(rank) for rank in range(self.ranks) if rank not in self.codes)
-            tell(f"xlstm: the job ended, and rank {left} of {self.ranks} did not come to its end")
+        how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+        tell(f"xlstm: mpiexec ended {how}, and so did the job")
 
 
 def attach() -> None:
@@ -173,7 +189,7 @@ def attach() -> None:
         os.close(copy)
     _channel = socket.socket(fileno=descriptor)
     threading.Thread(target=_follow, args=(_channel,), daemon=True).start()
-    mpi.told.append(lambda message: report(1))
+    mpi.told.append(_said_why)
 
 
 def report(code: int = -1) -> None:
@@ -183,6 +199,12 @@ def report(code: int = -1) -> None:
     if _channel is not None:
         with contextlib.suppress(OSError):  # the launcher was killed
             _channel.sendall(f"{os.environ['PMI_RANK']} {os.getpid()} {code}\n".encode())
+
+
+def _said_why() -> None:
+    """Tell the launcher that this rank has said why it ends the job; MPI's words do not follow."""
+    report(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _follow(channel: socket.socket) -> None:

@@ -236,14 +236,10 @@ def forecast(
         if panel.left_out and not roles.targets:
             left_out = checks.few(panel.left_out)
             tell(f"warning: {table}: columns without a number are not forecast: {left_out}")
-        zero_shot = ZeroShotForecaster(file, backend, dtype, horizon=horizon)
+        zero_shot = ZeroShotForecaster(file, backend, dtype, horizon=horizon, quantiles=levels)
         name = type(zero_shot.fit().model_).__name__
-        levels = levels or [*zero_shot.model_.quantiles]
-        predicted = sorted({*levels, 0.5})
-        q = zero_shot.set_params(quantiles=predicted).predict_quantiles(panel)
-        medians = [ahead[..., predicted.index(0.5)] for ahead in q]
-        places = [predicted.index(level) for level in levels]
-        columns = _columns(panel, medians, [ahead[..., places] for ahead in q], levels)
+        q, medians, levels = zero_shot._after(panel, None, {})  # both from one pass
+        columns = _columns(panel, medians, q, levels)
     _give(as_json, output, "forecasts", columns, panel, model=name, quantiles=levels)
 
 

@@ -164,8 +164,8 @@ class CommandRun(Report):
         """Train an estimator on data of a file, and save it with options of `save`, even if a
         signal ends training.
         """
-        options: dict[str, Any] = {}
-        model.set_params(graph=self.graph)
+        bar = ProgressBar(Console(quiet=True) if out.quiet else err)
+        model.set_params(graph=self.graph, callbacks=[bar])
         if self.overwrite and self.leads:
             model.checked()
             self._replace()
@@ -173,22 +173,12 @@ class CommandRun(Report):
             model.set_params(checkpoints=self.output, resume=self.resume)
         elif self.leads:
             self.output.mkdir(parents=True, exist_ok=True)
-        if self.group.size > 1:
-            options["group"] = self.group
-        bar = ProgressBar(Console(quiet=True) if out.quiet else err)
-        bar.begin({})
-        if isinstance(model, Forecaster):
-            options["progress"] = bar.step
-        else:
-            model.set_params(callbacks=[bar])
         try:
-            model.fit(*data, **options)
+            model.fit(*data, group=self.group if self.group.size > 1 else None)
         except (Interrupted, Terminated):
             if not (self.overwrite and self.file.exists()):  # that is the old one, and whole
                 self._save(model, file, saved)  # the best so far
             raise
-        finally:
-            bar.end()
         self._save(model, file, saved)  # before anything else can go wrong
         tell_of_ranks(self.group)
         self.group.close()

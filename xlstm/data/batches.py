@@ -10,7 +10,6 @@ import copy
 import inspect
 import itertools
 import math
-import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +19,16 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.ranks.groups import Group, Part, columns
+from xlstm.arrays.namespace import dtype_name
+from xlstm.arrays.ranks.groups import Group, Part, checksum, columns
 from xlstm.data.host import Host, finite, numbers, weights
 from xlstm.recurrence.packing import checked_lengths
 
 Shuffler: TypeAlias = "np.random.Generator | None"  # draws an order; None keeps the data's
 EXPECTED = "Windows, Sequences, Streams, or something else that yields batches or pairs (x, target)"
 BATCHES = checks.having("batches", "__len__", expected=EXPECTED)
-COMPARED = 2048  # the most targets of a batch that ranks compare by checksum
 
 
 class Batch(NamedTuple):
@@ -37,6 +37,7 @@ class Batch(NamedTuple):
     Attributes
     ----------
     x : array (T, B, D), or whole numbers (T, B) for a model of tokens
+        For a layer without time, such as `Linear`, also floating-point numbers (B, D).
     target : array (T, B, ...), or (B, ...) for a model that predicts once
     mask : bool array, array of weights, or None
         The targets that count, or their weights. Targets beyond the end of a sequence never count.
@@ -65,7 +66,7 @@ class Batches(Protocol):
     """The protocol of training data: `Windows`, `Sequences`, `Streams`, or any object that yields
     batches.
 
-    Three additions are optional:
+    Four additions are optional:
 
     - `batches` may take an argument `skip`, and then leaves out that many batches without making
       them.
@@ -73,6 +74,8 @@ class Batches(Protocol):
       that defines `batches` also defines `parts`.
     - `identity`, a dict of plain values, identifies the data, so that a resumed run need not read
       the first batch.
+    - `every_step` says whether targets have a time axis. By default `Shard` looks at their shape, in
+      which (T, B) and (B, ...) may be alike.
     """
 
     def __len__(self) -> int: ...
@@ -90,10 +93,16 @@ class ByRows:
         The targets of all examples.
     batch_size : int
         The number of examples in a batch.
+    checksum : int
+        A checksum of all batches, by which ranks compare their data.
     """
 
     target: Any
     batch_size: int
+
+    @cached_property
+    def checksum(self) -> int:
+        return checksum(array for batch in self.batches() for array in batch[:3])
 
     def orders(self, rng: Shuffler) -> list[Host]:
         """Return the indices of the examples in each batch of an epoch."""
@@ -102,10 +111,6 @@ class ByRows:
     def batch(self, rows: Host, own: slice) -> Batch:
         """Return the batch of the examples `rows`, but only the columns `own` of x and target."""
         raise NotImplementedError
-
-    def truths(self, rows: Host) -> Host:
-        """Return the targets of the examples `rows`, with examples first or time first."""
-        return np.asarray(self.target[rows])
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -121,11 +126,10 @@ class ByRows:
     def parts(self, group: Group, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
         """Yield the rank's parts of these batches."""
         timed = getattr(self, "every_step", False)
-        for number, rows in enumerate(self.orders(rng)[skip:], skip):
+        start = self.checksum if group.size > 1 else 0
+        for rows in self.orders(rng)[skip:]:
             own = columns(len(rows), group)
-            batch = self.batch(rows, own)
-            truths = self.truths(rows[compared(batch.target, timed, len(rows), number)])
-            yield part_of(batch, own, len(rows), timed, rows, truths)
+            yield part_of(self.batch(rows, own), own, len(rows), timed, rows, start=start)
 
 
 @dataclass(frozen=True)
@@ -447,9 +451,6 @@ class Sequences(ByRows):
         )
         return [order[batches[k]] for k in rng.permutation(len(batches))]
 
-    def truths(self, rows: Host) -> Host:
-        return self._of(self.target, rows, int(np.max(self.lengths[rows])))
-
     def batch(self, rows: Host, own: slice) -> Batch:
         """Return the batch of the sequences `rows`, as long as the longest, with columns `own` of x
         and target.
@@ -616,26 +617,25 @@ def mask_of_steps(mask: Any, lengths: Any, T: int, B: int) -> Host:
     )
 
 
-def compared(target: Any, timed: bool, B: int, number: int) -> slice:
-    """Return the sequences of a batch whose targets ranks compare: all if they are few, otherwise
-    some in turn.
+def timeless(x: Any) -> bool:
+    """Return whether x holds examples without a time axis, (B, D).
+
+    Whole numbers with two axes are tokens, (T, B) or (B, T).
     """
-    each = math.prod(target.shape[:1] + target.shape[2:] if timed else target.shape[1:])
-    count = max(1, COMPARED // max(1, each))
-    first = number % max(1, -(-B // count)) * count
-    return slice(first, first + count)
+    return x.ndim == 2 and "float" in dtype_name(x.dtype)
 
 
-def part_of(batch: Batch, own: slice, B: int, timed: bool, *seen: Any) -> Batch:
+def part_of(batch: Batch, own: slice, B: int, timed: bool, *seen: Any, start: int = 0) -> Batch:
     """Return a part of a batch of B sequences. `batch` has only the columns `own`, but the whole
     mask and all lengths.
 
-    The part's checksum covers all lengths and the arrays `seen`, which belong to the whole batch.
-    Arrays on a device are left out.
+    The part's checksum continues from `start` with the mask, the lengths and the arrays `seen`,
+    which belong to the whole batch. Arrays on a device are left out.
     """
     mask, lengths = (
         None if array is None else to_numpy(array) for array in (batch.mask, batch.lengths)
     )
+    number = checksum((a for a in (mask, lengths, *seen) if isinstance(a, np.ndarray)), start)
     T = len(batch.x)
     if timed and (mask is not None or lengths is not None):
         mask = mask_of_steps(mask, lengths, T, B)
@@ -644,11 +644,7 @@ def part_of(batch: Batch, own: slice, B: int, timed: bool, *seen: Any) -> Batch:
     if mask is not None:
         total = float(np.sum(mask)) * math.prod(shape[mask.ndim :])
         mask = mask[:, own] if timed else mask[own]
-    checksum = 0
-    for array in (lengths, *seen):
-        if isinstance(array, np.ndarray):
-            checksum = zlib.crc32(array.tobytes(), checksum)
-    part = Part(total, B, own, lengths, checksum)
+    part = Part(total, B, own, lengths, number)
     return batch._replace(mask=mask, lengths=None if lengths is None else lengths[own], part=part)
 
 

@@ -27,7 +27,8 @@ class FileShards:
 
     Use it for files that are larger than memory. Batches and their order are the same for any
     number of ranks. Shapes, dtypes and numbers of rows are checked at the start, from the headers
-    of the files; numbers are checked when they are read. There are three kinds of files:
+    of the files; numbers are checked when they are read. An error about a number names the file
+    and its row, from 0; in a Parquet file also the column and the row group. There are three kinds of files:
 
     - Pairs of .npy files hold x (N, T, D), or tokens (N, T), and targets, as for `Windows`. The
       order is the same as in `Windows` over the concatenated files.
@@ -156,7 +157,6 @@ class FileShards:
 
     def parts(self, group: Group, rng: Shuffler = None, skip: int = 0) -> Iterator[Batch]:
         """Yield the parts of these batches that belong to a rank of a group."""
-        # Some targets lie in rows of other ranks, so ranks compare the files' identity instead.
         number = zlib.crc32(repr(self.identity).encode())
         batch: Any
         for batch in self._reader.parts(group, rng, skip):
@@ -196,20 +196,28 @@ class _Rows:
             (np.diff(rows, prepend=-2) != 1) | (np.diff(files, prepend=-1) != 0)
         )
         pieces = np.split(values, starts[1:])
+        firsts = self.ends - self.counts
         for number in np.unique(files):
-            first = self.ends[number] - self.counts[number]
             # A memory map would read whole pages and their neighbours, and count as memory.
             with self.paths[number].open("rb", buffering=0) as file:
                 for k in np.flatnonzero(files[starts] == number):
-                    place = int(rows[starts[k]] - first) * self.row_bytes
+                    place = int(rows[starts[k]] - firsts[number]) * self.row_bytes
                     file.seek(self.offsets[number] + place)
                     if file.readinto(pieces[k]) != pieces[k].nbytes:
                         raise ValueError(f"{WHERE}: {self.paths[number]} has become shorter")
+        for k, *at in np.argwhere(~np.isfinite(values))[:1].tolist():
+            row = int(rows[k] - firsts[files[k]])
+            raise ValueError(
+                f"{WHERE}: {self.paths[files[k]]}: rows{[row, *at]} is {values[k, *at]:g}, expected"
+                " finite numbers"
+            )
         return values
 
 
 class _Examples(ByRows):
     """Examples in pairs of files, batched as in `Windows`."""
+
+    checksum = 0  # other ranks read the other rows, so ranks compare the files' identity instead
 
     def __init__(
         self, files: list[tuple[Path, ...]], batch_size: int, every_step: bool, **_: Any
@@ -237,10 +245,6 @@ class _Examples(ByRows):
 
     def __len__(self) -> int:
         return -(-self.x.shape[0] // self.batch_size)
-
-    def truths(self, rows: Host) -> Host:
-        """Return the indices of the rows in place of targets, since other ranks read those."""
-        return rows
 
     def batch(self, rows: Host, own: slice) -> Batch:
         x = self.x.read(rows[own])

@@ -19,7 +19,7 @@ import numpy as np
 from xlstm.arrays.optional_imports import pyarrow
 from xlstm.arrays.ranks.groups import Group, columns
 from xlstm.data.batches import Batch, Shuffler, part_of, time_first
-from xlstm.data.host import Host
+from xlstm.data.host import Host, finite
 
 WHERE = "FileShards"
 SEEN = 4096  # the last bytes of each file, which ranks compare
@@ -136,6 +136,7 @@ class RowGroups:
         values = []
         for name, axes in zip(self.names, (2, 1 + self.every_step), strict=True):
             array = _array(f"{where}, column {name}", table[name])
+            finite(f"{where}, column {name}", "rows", array)
             values.append(
                 array[..., None] if (array.ndim, array.dtype.kind) == (axes, "f") else array
             )

@@ -213,9 +213,6 @@ class SeriesWindows(ByRows):
     def orders(self, rng: Shuffler) -> list[Host]:
         return orders(len(self.starts), self.batch_size, rng)
 
-    def truths(self, rows: Host) -> Host:
-        return np.asarray(self._rows[self._ahead(rows)[..., None], self._columns])
-
     def batch(self, rows: Host, own: slice) -> Batch:
         """Return the columns `own` of the batch of the windows `rows`.
 
@@ -223,7 +220,7 @@ class SeriesWindows(ByRows):
         `flat`. The mask is None if no target of any window is missing.
         """
         x = self._rows[np.arange(self.window)[:, None] + self.starts[rows[own]]]
-        target = self.truths(rows[own])
+        target = self._rows[self._ahead(rows[own])[..., None], self._columns]
         mask = None if self._observed is None else self._observed[self._ahead(rows)]
         if self.flat:
             target = target.reshape(len(target), math.prod(target.shape[1:]))

@@ -22,8 +22,8 @@ from xlstm.data.batches import (
     Prefetch,
     Shuffler,
     after,
-    compared,
     part_of,
+    timeless,
 )
 from xlstm.data.host import Host
 
@@ -91,24 +91,36 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
     batch : Batch
     group : Group
     every_step : bool or None
-        Whether targets have a time axis. If None, they have one if they begin with the axes (T, B)
-        of x.
+        Whether the targets of an x with a time axis have one, too. If None, they have one if they
+        begin with the axes (T, B) of x.
     number : int
         The number of the batch in its epoch, from 0.
     """
     if not isinstance(batch, Batch):
         raise TypeError(f"Shard: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch")
-    T, B = batch.x.shape[:2]
+    shape = batch.x.shape
+    axis = 0 if timeless(batch.x) else 1
+    if len(shape) <= axis:
+        raise ValueError(
+            f"Shard: batch {number + 1} has x of shape {shape}, expected (T, B, D), tokens (T, B), or"
+            " (B, D)"
+        )
+    B = shape[axis]
     options = batch.options or {}
     own = columns(B, group)
     if "groups" in options:
         own = _whole_groups(to_numpy(options["groups"]), group)
-    timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
-    options = {name: _own(name, value, own) for name, value in options.items()}
-    steps = (slice(None),) if timed else ()
-    some = compared(batch.target, timed, B, number)
-    mine = batch._replace(x=batch.x[:, own], target=batch.target[*steps, own], options=options)
-    return part_of(mine, own, B, timed, batch.x[0, some], batch.target[*steps, some])
+    if every_step is None:
+        every_step = batch.target.shape[:2] == shape[:2]
+    timed = bool(axis and every_step)
+    steps = [slice(None)]
+    mine = batch._replace(
+        x=batch.x[*steps * axis, own],
+        target=batch.target[*steps * timed, own],
+        options={name: _own(name, value, own) for name, value in options.items()},
+    )
+    seen = (batch.x, batch.target, *options.values()) if group.size > 1 else ()
+    return part_of(mine, own, B, timed, *seen)
 
 
 def _own(name: str, option: Any, own: slice) -> Any:

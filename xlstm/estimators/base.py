@@ -323,7 +323,7 @@ class FiledEstimator(Estimator):
             The file does not exist, is damaged, or holds another kind of estimator.
         """
         arrays, config = checkpoint.load(path, cls.KIND)
-        try:
+        with checkpoint.sound(path, cls.KIND):
             checkpoint.finite(cls.KIND, arrays)
             tree = _unpacked(arrays, config)
             facts = subtree(tree, "facts")
@@ -341,10 +341,6 @@ class FiledEstimator(Estimator):
             # makes the model from the results of `_fitted`, and checks all else
             estimator.params_ = estimator._restore(fitted)
             estimator.data_ = checks.optional(checks.text)("file", "data", tree.get("data"))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: not a sound {cls.KIND} ({type(error).__name__}: {error})"
-            ) from error
         return estimator
 
     def for_export(self, lengths: bool) -> Export:

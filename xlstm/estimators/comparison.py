@@ -200,7 +200,7 @@ def compare(
             "compare: the last fifth of the series has no values, expected some to compare"
             " forecasts with"
         )
-    scale = float(evaluation.naive_errors(target.values[:cut], season)[0, 0])
+    scales = evaluation.naive_errors(target.values[:cut], season)
     if not isinstance(models, Mapping):
         expected = f"names of {checks.few(BUILT_IN)}, or a dict of name to model"
         models = {
@@ -214,11 +214,11 @@ def compare(
     for name, model in new.items():
         forecast = _of_estimator if isinstance(model, SeriesEstimator) else _of_model
         try:
-            scores[name] = _score(forecast(model, target, at, horizon), truth, scale)
+            scores[name] = _score(forecast(model, target, at, horizon), truth, scales)
         except Exception as error:
             error.add_note(f"in the model {name!r}")
             raise
-    return Comparison(scores, season, scale, at, truth)
+    return Comparison(scores, season, float(scales[0, 0]), at, truth)
 
 
 def _one_series(series: Any, dates: Any) -> TimeSeries:
@@ -306,15 +306,11 @@ def _row(result: Any, key: str, horizon: int) -> Values:
     return row
 
 
-def _score(forecast: Forecast, truth: Values, scale: float) -> ModelScore:
+def _score(forecast: Forecast, truth: Values, scales: Values) -> ModelScore:
     seconds, mean, low, high = forecast
-    there = ~np.isnan(truth)
-    error = np.abs(mean - truth)
-    rmse = float(np.sqrt(np.mean(error[there] ** 2)))
-    mae = float(np.mean(error[there]))
-    inside = np.where(np.isnan(low), np.nan, (low <= truth) & (truth <= high))
-    covered = float(np.mean(inside[there]))
-    width = float(np.mean(high - low))
-    return ModelScore(
-        rmse, mae, mae / scale if scale > 0 else math.nan, covered, width, seconds, mean
-    )
+    bounds = np.stack((low, high), axis=-1).reshape(-1, 2)
+    errors = evaluation.errors_of(mean.ravel(), truth.ravel(), scales)
+    levels = () if np.isnan(low).any() else LEVELS
+    _, covered = evaluation.probabilistic(bounds, truth.ravel(), levels)
+    rmse, mae, mase, covers, width = map(float, (*errors[:3], covered, np.mean(high - low)))
+    return ModelScore(rmse, mae, mase, covers, width, seconds, mean)

@@ -210,10 +210,10 @@ def score(
     scales = np.stack([naive_errors(series.values[: at[0]], lag) for series, at in pairs], axis=1)
     base = np.repeat(scales, counts, axis=1)[:, :, None, targets]
     errors = {
-        name: _errors(np.concatenate(parts)[:, :, targets], truth, base)
+        name: errors_of(np.concatenate(parts)[:, :, targets], truth, base)
         for name, parts in methods.items()
     }
-    crps, coverage = _probabilistic(quantiles, truth, levels)
+    crps, coverage = probabilistic(quantiles, truth, levels)
     return Score(
         **{name: of_method.rmse for name, of_method in errors.items()},
         order=order,
@@ -254,17 +254,17 @@ def _each_series(
         N, H = ahead.truth.shape[:2]
         parts = (np.reshape(part, (N * H, *part.shape[2:])) for part in ahead[1:])  # no copies
         mean, quantiles, truth = parts
-        crps, coverage = _probabilistic(quantiles, truth, levels)
+        crps, coverage = probabilistic(quantiles, truth, levels)
         yield {
             "series": panel.ids[k] if panel.ids else k,
             "target": panel.names or [f"target {c}" for c in range(truth.shape[1])],
-            **_errors(mean, truth, scales[:, [k]])._asdict(),
+            **errors_of(mean, truth, scales[:, [k]])._asdict(),
             "crps": crps,
             "coverage": coverage,
         }
 
 
-def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
+def errors_of(forecasts: Values, truth: Values, base: Values) -> Errors:
     """Return errors over the first axis; `base` holds the `naive_errors` of the series."""
     e = np.abs(forecasts - truth)
     sizes = np.abs(forecasts) + np.abs(truth)
@@ -274,7 +274,7 @@ def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
     return Errors(rmse, mean(e), mean(scaled), mean(relative), rmsse)
 
 
-def _probabilistic(
+def probabilistic(
     quantiles: Values, truth: Values, levels: Sequence[float]
 ) -> tuple[Values, Values]:
     """Return the CRPS and the coverage of the widest interval, (H, C) each; NaN if there are no
@@ -314,11 +314,16 @@ def rolling(
     return Forecasts(*(part[late] for part in (origins, mean, quantiles, truth))), width[late]
 
 
-def of_test_part(predictor: Predictor, series: TimeSeries, units: Values) -> Forecasts:
-    """Return the forecasts of the test part of a series."""
+def of_judged_rows(predictor: Predictor, series: TimeSeries, units: Values) -> Forecasts:
+    """Return the forecasts of the test part of a series, or of all rows after those of `fit`, if it
+    begins with these.
+    """
     N = len(series.values)
+    first = -series.begin
+    if first <= 0:
+        first = parts_of(N, predictor.settings)["test"].start
     parts = []
-    for start in range(parts_of(N, predictor.settings)["test"].start, N, baselines.CHUNK):
+    for start in range(first, N, baselines.CHUNK):
         stop = min(start + baselines.CHUNK, N)
         parts.append(rolling(predictor, series, units, start, stop)[0])
     return joined(parts)

@@ -42,6 +42,7 @@ from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
 from xlstm.plots import results
 from xlstm.training import Callback, Progress
 from xlstm.training.agreement import of_first
+from xlstm.training.callbacks import PROGRESS
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -187,7 +188,7 @@ quantiles, linear_baseline, season, calendar, least, refit
     def fit(
         self,
         values: Any,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[Progress], object] | bool | str | None = "auto",
         group: Group | None = None,
         **covariates: Unpack[CovariateArguments],
     ) -> Self:
@@ -199,8 +200,10 @@ quantiles, linear_baseline, season, calendar, least, refit
             One series with one target (N,) or with C targets (N, C), or several series. NaN marks a
             gap: the value before it fills it, and it is never a target. Rows before the first value
             of any target are left out. The dates of a table are used.
-        progress : callable, optional
-            `fit` calls it with a `training.Progress` after every step.
+        progress : callable, bool or "auto"
+            A function that `fit` calls with a `training.Progress` after every step of the network,
+            or whether there is a progress bar. By default there is one on a terminal, as for
+            `training.train`.
         group : Group, optional
             The ranks that train together, each with the same arguments, as for `training.train`.
         covariates : past, future, static, dates
@@ -232,7 +235,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             Ctrl-C or SIGTERM ended training. The forecaster is then fitted with the best weights so
             far.
         """
-        checks.optional(checks.function)("Forecaster", "progress", progress)
+        PROGRESS("Forecaster", "progress", progress)
         backend, panel, variants = self._to_fit(values, covariates)
         return self._fit(variants, panel, backend, progress, group)
 
@@ -509,9 +512,14 @@ quantiles, linear_baseline, season, calendar, least, refit
 
         `values` count as following rows under two conditions: `fit` and `score` both get one array
         or table, and `values` do not begin like the rows of `fit`. The first 60 % of these are
-        compared. Values with dates count as following rows if they begin at the next date. To judge
-        the test part of another series, put it into a list, `score([values])`. A forecaster that
-        comes from a file does not have the rows of `fit`, and always judges the test part.
+        compared. Values with dates count as following rows if they begin at the next date. If a
+        table has `series_id`, names say which rows each series follows. Either all series of the
+        table follow their rows of `fit`, or none. Without dates, one that does not begin like its
+        rows of `fit` is enough.
+
+        Series of a list have no names, so `score` always judges their test part. To judge the test
+        part of another series, put it into a list, `score([values])`. A forecaster that comes from
+        a file does not have the rows of `fit`, and always judges the test part.
 
         There are three baselines: the last value repeated, the last season repeated, and a linear
         autoregression. The autoregression has 24 coefficients (fewer in a short series) and a
@@ -531,7 +539,8 @@ quantiles, linear_baseline, season, calendar, least, refit
         Raises
         ------
         ValueError, TypeError
-            As for `fit`. `y` is not None. Fewer rows than the horizon follow those of `fit`.
+            As for `fit`. `y` is not None. Fewer rows than the horizon follow those of `fit`. Some
+            series of a table follow their rows of `fit`, and others do not.
         """
         if y is not None:
             raise TypeError(
@@ -540,10 +549,8 @@ quantiles, linear_baseline, season, calendar, least, refit
         panel, pairs = self._read(values, covariates, 0)
         several = [series for series, _ in pairs]
         p = self.test_predictor_
-        if several[0].begin < 0:
-            forecasts = [self._after_fit(several[0])]
-        else:
-            forecasts = [evaluation.of_test_part(p, *pair) for pair in pairs]
+        judged = self.predictor_ if several[0].begin < 0 else p
+        forecasts = [evaluation.of_judged_rows(judged, *pair) for pair in pairs]
         periods = p.combination.seasons
         return evaluation.score(several, forecasts, p.settings.quantiles, periods, panel)
 
@@ -746,35 +753,23 @@ quantiles, linear_baseline, season, calendar, least, refit
             **facts,
         )
 
-    def _follows(self, panel: Panel, later: TimeSeries) -> bool:
-        """Return whether a series counts as the rows after those of `fit`; `score` says when."""
-        before = vars(self).get("_history")
-        if before is None or not panel.alone:
-            return False
-        if [part.shape[1:] for part in before[:4]] != [part.shape[1:] for part in later[:4]]:
-            return False
-        if before.calendar is not None and later.calendar is not None:
-            return bool(before.calendar.following(1)[0] == later.calendar.dates[0])
-        n = min(len(later.values), split(len(before.values)).train.stop)
-        return not np.array_equal(before.values[:n], later.values[:n], equal_nan=True)
-
-    def _after_fit(self, series: TimeSeries) -> Forecasts:
-        """Return forecasts from each row of a series that follows the rows of `fit`."""
-        p = self.predictor_
-        H = p.settings.horizon
-        N = len(series.values)
-        begin = -series.begin
-        if N - begin < H:
-            raise ValueError(
-                f"Forecaster: values after those of fit, such as a fold, have {N - begin} rows,"
-                f" expected {H} or more, as many as the horizon"
-            )
-        units = self.scaling_.units[0]
-        ends = (
-            (start, min(start + baselines.CHUNK, N)) for start in range(begin, N, baselines.CHUNK)
-        )
-        parts = [evaluation.rolling(p, series, units, *pair)[0] for pair in ends]
-        return evaluation.joined(parts)
+    def _before(self, panel: Panel, later: Sequence[TimeSeries]) -> list[tuple[TimeSeries, Values]]:
+        """Return the rows of `fit` before each series, with their units; an empty list if no series
+        follows them. `score` says when.
+        """
+        history = vars(self).get("_history", {})
+        names = panel.ids or [""] * panel.alone
+        pairs = [(history.get(name), series) for name, series in zip(names, later, strict=False)]
+        if not any(rows and _follows(rows[0], series) for rows, series in pairs):
+            return []
+        for (rows, series), name in zip(pairs, names_of(panel.ids, len(pairs)), strict=True):
+            # without dates, one series that begins otherwise shows that all rows are later ones
+            if not rows or (series.calendar is not None and not _follows(rows[0], series)):
+                raise ValueError(
+                    f"Forecaster: {name} does not begin right after rows of fit, as other series"
+                    " do; expected all or none, so leave it out, or give it empty rows before"
+                )
+        return [rows for rows, _ in pairs]
 
     def _to_fit(
         self, values: Any, covariates: CovariateArguments
@@ -801,7 +796,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         variants: list[list[TimeSeries]],
         panel: Panel,
         backend: Backend,
-        progress: Callable[[Progress], None] | None,
+        progress: Any,
         group: Group | None = None,
     ) -> Self:
         """Train on series and store the result, also if a signal ends training."""
@@ -834,8 +829,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             for name, error in final.combination.every_error.items()
             if selection.allows(s, name)
         }
-        # a copy, as the caller may write into the array of values
-        history = data.several[0]._replace(values=data.several[0].values.copy())
+        histories = zip(data.several, test.scaling.units, strict=True)
         used = [name for name in final.combination.candidates if name in allowed]
         return self._keep(
             test,
@@ -850,7 +844,8 @@ quantiles, linear_baseline, season, calendar, least, refit
             feature_names_in_=names_array(panel.names),
             series_names_=names_array(panel.ids),
             categories_=panel.categories,
-            _history=history if panel.alone else None,
+            # series of a list have no names by which `score` could find them again
+            _history=dict(zip(panel.ids or [""] * panel.alone, histories, strict=False)),
         )
 
     def _read(
@@ -859,8 +854,8 @@ quantiles, linear_baseline, season, calendar, least, refit
         """Return the series to predict, with `steps` rows ahead, and each with its units; raise
         unless they fit those of `fit`.
 
-        With 0 steps, for `score`, a series that follows the rows of `fit` comes with these rows
-        before it.
+        With 0 steps, for `score`, series that follow the rows of `fit` come with these rows before
+        them.
         """
         s = self.test_predictor_.settings
         scaling = self.scaling_
@@ -871,9 +866,12 @@ quantiles, linear_baseline, season, calendar, least, refit
             panel.read, "Forecaster", max(steps, s.horizon), self.calendar_, holidays=self.holidays
         )
         several = rows_of()
-        if steps == 0 and self._follows(panel, several[0]):
-            several = [self._history.continued(rows_of(gaps=True)[0])]
-        pairs = list(zip(several, scaling.of(several, panel.ids, s.window), strict=True))
+        before = [] if steps else self._before(panel, several)
+        if before:
+            later = zip(before, rows_of(gaps=True), strict=True)
+            pairs = [(rows.continued(series), units) for (rows, units), series in later]
+        else:
+            pairs = list(zip(several, scaling.of(several, panel.ids, s.window), strict=True))
         fitted = [part.shape[1] for part in scaling[:4]]
         for (series, units), name in zip(pairs, names_of(panel.ids, len(several)), strict=True):
             N = len(series.values)
@@ -888,6 +886,12 @@ quantiles, linear_baseline, season, calendar, least, refit
                 raise ValueError(
                     f"Forecaster: a forecast needs {s.window} values to look back on, {name}"
                     f" has {N}"
+                )
+            after = N + series.begin
+            if series.begin < 0 and after < s.horizon:
+                raise ValueError(
+                    f"Forecaster: {name} has {after} rows after those of fit, such as a fold,"
+                    f" expected {s.horizon} or more, as many as the horizon"
                 )
             if series.future.shape[1] and len(series.future) < N + steps:
                 rows = len(series.future) - N
@@ -947,6 +951,16 @@ quantiles, linear_baseline, season, calendar, least, refit
                 values = p.limited(predictor.finite(drawn))
             ahead[:, t : t + H] = values
         return ahead[:, :steps]
+
+
+def _follows(before: TimeSeries, later: TimeSeries) -> bool:
+    """Return whether a series counts as the rows after those of `fit`; `score` says when."""
+    if [part.shape[1:] for part in before[:4]] != [part.shape[1:] for part in later[:4]]:
+        return False
+    if before.calendar is not None and later.calendar is not None:
+        return bool(before.calendar.following(1)[0] == later.calendar.dates[0])
+    n = min(len(later.values), split(len(before.values)).train.stop)
+    return not np.array_equal(before.values[:n], later.values[:n], equal_nan=True)
 
 
 def _arrays_of(fitted: Predictor) -> dict[str, Any]:

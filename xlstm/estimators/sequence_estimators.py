@@ -87,7 +87,14 @@ class SequenceEstimator(NetworkEstimator):
     averaging: float = 0.98
     patience: int = 15
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, group: Group | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        group: Group | None = None,
+        progress: Any = "auto",
+    ) -> Self:
         """Train on sequences.
 
         Parameters
@@ -103,6 +110,8 @@ class SequenceEstimator(NetworkEstimator):
             Weight of each sequence in the loss.
         group : Group, optional
             The ranks that train together, each with the same arguments, as for `training.train`.
+        progress : callable, bool or "auto"
+            As for `training.train`: by default there is a progress bar on a terminal.
 
         Returns
         -------
@@ -158,6 +167,7 @@ class SequenceEstimator(NetworkEstimator):
             home,
             loss=self._losses[kind],
             group=group,
+            progress=progress,
             epochs=self.epochs,
             patience=None if validation is None else self.patience,
             validation=validation,

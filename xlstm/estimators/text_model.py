@@ -132,7 +132,9 @@ class TextModel(NetworkEstimator):
     schedule: str = "constant"
     every: int | None = None
 
-    def fit(self, X: Any, y: Any = None, group: Group | None = None) -> Self:
+    def fit(
+        self, X: Any, y: Any = None, group: Group | None = None, progress: Any = "auto"
+    ) -> Self:
         """Learn from a text.
 
         Parameters
@@ -144,6 +146,8 @@ class TextModel(NetworkEstimator):
             It is not used.
         group : Group, optional
             The ranks that train together, each with the same arguments, as for `training.train`.
+        progress : callable, bool or "auto"
+            As for `training.train`: by default there is a progress bar on a terminal.
 
         Returns
         -------
@@ -191,7 +195,7 @@ class TextModel(NetworkEstimator):
         if again:
             self._check_warm_start(self.model_.backbone, model.backbone)
         start = self.params_ if again else model.init(self.seed, home)
-        options = {"steps": self.steps, "every": self.every, "group": group}
+        options = {"steps": self.steps, "every": self.every, "group": group, "progress": progress}
         trained, stop = learn(self, model, start, data, home, **options)
         self._become(
             codec_=codec,

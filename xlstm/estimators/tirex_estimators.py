@@ -192,29 +192,37 @@ class ZeroShotForecaster(SeriesEstimator):
         return self._after(values, steps, covariates).mean
 
     def predict_quantiles(
-        self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
+        self,
+        values: Any,
+        steps: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        **covariates: Unpack[CovariateArguments],
     ) -> Any:
         """Return forecast quantiles of the values after the end of a series.
 
-        They are the model's own quantiles, which may cross.
+        They are the model's own quantiles, which may cross. Levels between two that the model was
+        trained for are interpolated linearly.
 
         Parameters
         ----------
         values, steps, covariates
             As for `predict`.
+        quantiles : list of float, optional
+            Rising levels within the range that the model was trained for, which is 0.1 to 0.9 in
+            published models; by default the parameter `quantiles`.
 
         Returns
         -------
         array (steps, Q) or (steps, C, Q), list of such arrays, or table
-            In the order of the parameter `quantiles`. Column names of a table end with the
-            quantile.
+            In the order of `quantiles`. Column names of a table end with the quantile.
 
         Raises
         ------
         OSError, ValueError, TypeError
-            As for `predict`.
+            As for `predict`. `quantiles` is empty, does not rise, or has a level outside of the
+            trained range.
         """
-        return self._after(values, steps, covariates).quantiles
+        return self._after(values, steps, covariates, quantiles).quantiles
 
     def score(
         self, values: Any, stride: int = 1, **covariates: Unpack[CovariateArguments]
@@ -287,9 +295,15 @@ class ZeroShotForecaster(SeriesEstimator):
             name: value for name, value in vars(self).items() if name not in ("_source", "_loaded")
         }
 
-    def _after(self, values: Any, steps: int | None, covariates: CovariateArguments) -> Any:
+    def _after(
+        self,
+        values: Any,
+        steps: int | None,
+        covariates: CovariateArguments,
+        quantiles: Sequence[float] | None = None,
+    ) -> Any:
         """Return forecasts after the end of series, in the form in which the series came."""
-        network = self._network()
+        network = self._network(quantiles)
         steps = self._horizon(network) if steps is None else checks.size(FORECASTER, "steps", steps)
         return network.after(*self._read(network, values, covariates, steps), steps)
 
@@ -341,8 +355,11 @@ class ZeroShotForecaster(SeriesEstimator):
         horizon = network.model.patch_size if self.horizon is None else self.horizon
         return int(checks.size(FORECASTER, "horizon", horizon))
 
-    def _network(self) -> Pretrained:
-        """Return the model with its parameters and options; a checkpoint is read only once."""
+    def _network(self, quantiles: Sequence[float] | None = None) -> Pretrained:
+        """Return the model with its parameters and options; a checkpoint is read only once.
+
+        The levels are `quantiles`, by default those of the estimator.
+        """
         source = self.checkpoint, self.backend, self.dtype
         if isinstance(self.checkpoint, tuple):
             model, params = load_model(FORECASTER, *source)
@@ -353,12 +370,13 @@ class ZeroShotForecaster(SeriesEstimator):
                 self._source = source
                 self._loaded = (model, params, PrefixStateCache(model, params))
             model, params, starts = self._loaded
-        if self.quantiles is not None:
-            CHECKS["quantiles"](FORECASTER, "quantiles", self.quantiles)
-        quantiles = levels_of(FORECASTER, self.quantiles, model.quantiles)
-        options = CHECKS["options"](FORECASTER, "options", self.options) or {}
-        own = {"batch_size": self.batch_size, "quantiles": quantiles, "starts": starts}
-        return Pretrained(model, params, own | options)
+        rising = checks.optional(CHECKS["quantiles"])(FORECASTER, "quantiles", self.quantiles)
+        own = {"batch_size": self.batch_size, "quantiles": rising, "starts": starts}
+        own |= CHECKS["options"](FORECASTER, "options", self.options) or {}
+        if quantiles is not None:
+            own["quantiles"] = checks.rising(1)(FORECASTER, "quantiles", quantiles)
+        own["quantiles"] = levels_of(FORECASTER, own["quantiles"], model.quantiles)
+        return Pretrained(model, params, own)
 
 
 def _rows(X: Any) -> Any:

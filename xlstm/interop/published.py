@@ -249,8 +249,10 @@ def exported(pieces: Pieces, arrays: Params) -> dict[str, Host]:
 def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: str) -> Any:
     """Return a parameter made of its pieces, in the requested dtype and never twice in memory.
 
-    A parameter with the same layout in its file stays there until it is used.
+    NumPy has no bfloat16: such a parameter comes as float32, and its backend rounds it. A parameter
+    with the same layout in its file stays there until it is used.
     """
+    dtype = "float32" if dtype == "bfloat16" else dtype
     shape = tuple(n or 0 for n in dims.values())
     if len(pieces) > 1:
         whole = np.empty(shape, dtype=dtype)

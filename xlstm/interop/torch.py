@@ -1,8 +1,8 @@
 """Layers in PyTorch programs, and weights under PyTorch's names.
 
-`module` makes a `torch.nn.Module` of any layer or model. `from_torch` and `to_torch` convert state
-dicts and safetensors files of LSTM, GRU and RNN, without PyTorch. PyTorch's rows are in gate order
-i f g o (here i o f g) and r z n (here z r n), and it has two biases.
+`module` makes a `torch.nn.Module` of any layer or model. `from_torch` and `to_torch` convert
+modules, state dicts and files of LSTM, GRU and RNN; dicts and files without PyTorch. PyTorch's rows
+are in gate order i f g o (here i o f g) and r z n (here z r n), and it has two biases.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.pytorch import PICKLED, TorchFile
 from xlstm.data.tensors import Tensors
-from xlstm.data.writing import AnyPath
 from xlstm.interop.common import (
     Host,
     Layer,
@@ -81,7 +80,7 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
     ------
     TypeError, ValueError
         `layer_or_model` is not a layer or model, `params` are not its parameters, or a parameter
-        has the name of an attribute of `torch.nn.Module`, such as "forward".
+        has the name of an attribute of `torch.nn.Module`, such as "forward", or a tangent.
 
         A call raises the errors of the layer's `forward`, and TypeError if parameters are float16
         or bfloat16 on a CPU. It raises RuntimeError for forward-mode AD within forward-mode AD.
@@ -105,38 +104,41 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
 
 @reading.brief()
 def from_torch(
-    state_dict_or_path: Mapping[str, Any] | AnyPath,
+    state_dict_or_path: Any,
     kind: str | None = None,
     *,
     activation: str | None = None,
     batch_first: bool | None = None,
     prefix: str = "",
 ) -> tuple[Layer, Params]:
-    """Convert the weights of a `torch.nn.LSTM`, `GRU` or `RNN` to a layer and its parameters.
+    """Convert a `torch.nn.LSTM`, `GRU` or `RNN`, or its weights, to a layer and its parameters.
 
     The names and shapes of the weights determine layers, directions, sizes, projection and biases.
+    A module also has `batch_first`, `dropout` and `nonlinearity`, which a state dict lacks.
 
     Parameters
     ----------
-    state_dict_or_path : dict of str to tensor or array, or path
-        A state dict as from `module.state_dict()`, or its file: a safetensors file, or a file of
-        `torch.save`, also a checkpoint of Lightning, which has it under `state_dict`. Only tensors
-        and plain values are read.
+    state_dict_or_path : module, dict of str to tensor or array, or path
+        The module, or with a `prefix` a module that it is a part of; or a state dict as from
+        `module.state_dict()`, or its file: a safetensors file, or a file of `torch.save`, also a
+        checkpoint of Lightning, which has it under `state_dict`. Only tensors and plain values are
+        read from a file.
     kind : {"lstm", "gru", "rnn"}, optional
         The kind of the module; by default the shapes of the weights determine it.
     activation : {"tanh", "relu"}, optional
         `nonlinearity` of a `torch.nn.RNN`, which its weights do not show. By default it comes from
-        a file of `xlstm export`, or is tanh.
+        the module, or from a file of `xlstm export`, or is tanh.
     batch_first : bool, optional
-        `batch_first` of the module, which its weights do not show. By default it comes from such a
-        file, or is False.
+        `batch_first` of the module, which its weights do not show. By default it comes from the
+        module, or from such a file, or is False.
     prefix : str
         The prefix of this module's weights, such as "encoder.lstm."; other weights are ignored.
 
     Returns
     -------
     layer : LSTM, GRU or RNN
-        The layer. If there are biases, it has `recurrent_bias`, since PyTorch has two biases.
+        The layer. If there are biases, it has `recurrent_bias`, since PyTorch has two biases. Its
+        `dropout` is that of the module or of a file of `xlstm export`, or 0 for other weights.
     params : dict of str to numpy.ndarray
         The parameters, with the same bits; float16, and bfloat16 from a file, become float32.
 
@@ -158,7 +160,7 @@ def from_torch(
     (2, 3, False)
     """
     checks.optional(checks.choice(KINDS))("from_torch", "kind", kind)
-    weights, metadata = _read(state_dict_or_path, prefix)
+    weights, about = _read(state_dict_or_path, prefix)
     first = [f"{prefix}weight_ih_l0", f"{prefix}weight_hh_l0"]
     for name in first:
         if name not in weights:
@@ -170,9 +172,9 @@ def from_torch(
     projected = f"{prefix}weight_hr_l0" in weights
     kind = kind or ("lstm" if projected else kind_by_shape("from_torch", first[1], (rows, P)))
     if activation is None:
-        activation = metadata.get("activation", "tanh")
+        activation = about.get("activation", about.get("nonlinearity", "tanh"))
     if batch_first is None:
-        batch_first = metadata.get("batch_first") == "True"
+        batch_first = str(about.get("batch_first")) == "True"
     if activation not in ("tanh", "relu") or (activation == "relu" and kind != "rnn"):
         raise ValueError(
             f"from_torch: activation is {activation!r}, expected tanh, or relu of an rnn"
@@ -188,6 +190,8 @@ def from_torch(
     if projected and kind == "lstm":
         options["proj_size"] = P
     layers = sum(bool(re.fullmatch(r"weight_ih_l\d{1,6}", name[len(prefix) :])) for name in weights)
+    if layers > 1:  # PyTorch ignores dropout otherwise
+        options["dropout"] = float(about.get("dropout", 0))
     layer = KINDS[kind](D, rows // len(ORDER[kind]), layers, **options)
     theirs = {name: prefix + _name(name) for name in layer.shapes}
     checks.params(
@@ -199,6 +203,9 @@ def from_torch(
 
 def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
     """Convert parameters to PyTorch's names, for `module.load_state_dict` or a safetensors file.
+
+    The names and arrays do not show `batch_first`, `dropout` and the `nonlinearity` of an RNN: give
+    them to the constructor of PyTorch's module.
 
     Parameters
     ----------
@@ -249,10 +256,13 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
     return {**named, "head.weight": head[0].copy(), "head.bias": head[1].copy()}
 
 
-def _read(
-    source: Mapping[str, Any] | AnyPath, prefix: str
-) -> tuple[dict[str, Host], Mapping[str, str]]:
-    """Return the weights whose names begin with the prefix, on the host, and a file's metadata."""
+def _read(source: Any, prefix: str) -> tuple[dict[str, Host], Mapping[str, Any]]:
+    """Return the weights whose names begin with the prefix, on the host, and the attributes of
+    their module or the metadata of a file.
+    """
+    if hasattr(source, "named_modules"):
+        part = dict(source.named_modules()).get(prefix.removesuffix("."), source)
+        return _read(source.state_dict(), prefix)[0], vars(part)
     if isinstance(source, Mapping):
         return {
             str(name): floating("from_torch", str(name), array)

@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 from xlstm.arrays import checks, foreign
 from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.tangents import jvp
-from xlstm.arrays.tensor_views import to_tensor, views_of_tensors
+from xlstm.arrays.tensor_views import has_tangent, to_tensor, views_of_tensors
 from xlstm.interop.bridge import Bridge
 from xlstm.models import model_files
 
@@ -137,7 +137,7 @@ def _backward(
     """Return gradients with respect to the parameters, a given initial state, and x."""
     take, give, context = views_of_tensors(bridge.name, x)
     addresses, options, arrays, saved = _saved(bridge.name, handle)
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or has_tangent(douts):
         dx, *grads = _differentiable(bridge, options, x, params, state, douts)
         return grads[: len(params) + len(state)], dx
     with context:
@@ -190,16 +190,14 @@ def _is_transformed() -> bool:
 
 def _is_differentiated(tensors: Iterable[Tensor]) -> bool:
     """Return whether a transform of torch.func is active, or a tensor is dual."""
-    return _is_transformed() or (
-        forward_ad._current_level >= 0
-        and any(forward_ad.unpack_dual(a).tangent is not None for a in tensors)
-    )
+    return _is_transformed() or has_tangent(tensors)
 
 
 def _refuse(where: str) -> None:
     raise RuntimeError(
-        f"{where}: forward-mode AD, transforms of torch.func and derivatives of derivatives are not"
-        " possible in what PyTorch traces or compiles, expected the module in eager mode"
+        f"{where}: forward-mode AD, transforms of torch.func, is_grads_batched, vectorize and"
+        " derivatives of derivatives are not possible in what PyTorch traces or compiles, expected"
+        " the module in eager mode"
     )
 
 
@@ -561,10 +559,7 @@ def _differentiate(ctx: Any, douts: list[Tensor]) -> tuple[Any, ...]:
 def _forward_transformed(spec: str, params: list[Tensor], x: Tensor, *rest: Any) -> list[Tensor]:
     """Run inside a transform of torch.func, where an operator would lose tangents."""
     if not _is_transformed():
-        api = FunctorchFunctionalizeAPI(retrieve_current_functorch_interpreter())
-        with api.redispatch_to_next():
-            results = forward_op(*api.unwrap_tensors((spec, params, x, *rest)))
-        return [*api.wrap_tensors(results)]
+        return _functionalized(forward_op, (spec, params, x, *rest))
     state, lengths, seed, _, *cuts = rest
     # PyTorch leaves out options that have the default of the operator
     options = [lengths, seed, *cuts, None, None][: len(OPTIONS)]
@@ -573,7 +568,23 @@ def _forward_transformed(spec: str, params: list[Tensor], x: Tensor, *rest: Any)
     return [*results[bridge.inputs :], _handle(None)]
 
 
+@torch.library.impl("xlstm::backward", "FuncTorchDynamicLayerFrontMode")  # type: ignore[untyped-decorator]
+def _backward_transformed(spec: str, *inputs: Any) -> list[Tensor]:
+    if _is_transformed():
+        _refuse(_bridge(spec).name)
+    return _functionalized(backward_op, (spec, *inputs))
+
+
+def _functionalized(operator: Any, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Run an operator inside `torch.func.functionalize`."""
+    api = FunctorchFunctionalizeAPI(retrieve_current_functorch_interpreter())
+    with api.redispatch_to_next():
+        results = operator(*api.unwrap_tensors(inputs))
+    return [*api.wrap_tensors(results)]
+
+
 forward_op.register_autograd(_differentiate, setup_context=_remember)
+torch.library.impl("xlstm::backward", "Batched")(lambda spec, *_: _refuse(_bridge(spec).name))
 backward_op.register_autograd(lambda ctx, *_: _refuse("xlstm::backward"))
 
 
@@ -626,7 +637,12 @@ def _drawn(layer: Any, seed: int) -> dict[str, Tensor]:
 
 
 def _parameter(array: Any) -> Tensor:
-    return torch.nn.Parameter(array if torch.is_tensor(array) else to_tensor(array))
+    tensor = array if torch.is_tensor(array) else to_tensor(array)
+    if torch._C._functorch.is_gradtrackingtensor(tensor) or has_tangent([tensor]):
+        raise TypeError(
+            "a torch.nn.Parameter would lose its derivatives, expected torch.func.functional_call"
+        )
+    return torch.nn.Parameter(tensor)
 
 
 class LayerModule(torch.nn.Module):  # type: ignore[misc]

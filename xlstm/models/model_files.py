@@ -98,11 +98,9 @@ def load(
     >>> folder.cleanup()
     """
     arrays, config = checkpoint.load(path, KIND)
-    try:
+    with checkpoint.sound(path, KIND):
         model = from_config(config, len(arrays))
         model.check(arrays)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a sound model ({type(error).__name__}: {error})") from error
     dtypes = {str(array.dtype) for array in arrays.values()}
     if len(dtypes) != 1:
         raise ValueError(

@@ -7,16 +7,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.capture import capturing
-from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.namespace import Array
 from xlstm.arrays.ranks.groups import Group, OtherRankError, odd_ranks
 
 
@@ -120,7 +117,10 @@ def same(
         common, odd = odd_ranks(values)
         if odd:
             difference = different(name, values[odd[0]], common, f" of rank {odd[0]}")
-            raise ValueError(f"{where}: {difference} as on other ranks")
+            raise ValueError(
+                f"{where}: {difference} as on other ranks; give all ranks the same arguments and"
+                " the whole data, of which `train` or `Shard` takes the part of each rank"
+            )
     return every[0][1]
 
 
@@ -139,12 +139,3 @@ def different(name: str, there: Any, expected: Any, of: str = "") -> str:
         there = there[start:]
         expected = expected[start:]
     return f"{name}{of} is {checks.shown(there)}, expected {checks.shown(expected)}"
-
-
-def checksum(arrays: Iterable[Array | None]) -> int:
-    """Return a checksum of arrays, by which ranks compare them."""
-    number = 0
-    for a in arrays:
-        if a is not None:
-            number = zlib.crc32(np.ascontiguousarray(to_numpy(a)).data, number)
-    return number

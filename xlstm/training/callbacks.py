@@ -8,12 +8,17 @@ after every step.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from xlstm import checkpoint
 from xlstm.arrays import checks
@@ -22,6 +27,16 @@ from xlstm.training import optimizers
 from xlstm.training.schedules import schedule
 
 EVERY = 30.0  # seconds between two lines about training if there is no terminal
+SHORT = 1.0  # seconds of training before a bar appears that nobody asked for
+PROGRESS = checks.word_or(
+    "auto",
+    checks.optional(
+        checks.accepted(
+            lambda value: callable(value) or isinstance(value, bool | np.bool_),
+            "True, False, 'auto' or a function",
+        )
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -423,6 +438,25 @@ class ProgressBar(Callback):
         if self._bar is not None and self._bar.live.is_started:  # twice: an empty line
             self._bar.stop()
         self._bar = None
+
+
+class LateBar(ProgressBar):
+    """A progress bar that appears once training has taken longer than `SHORT`."""
+
+    def step(self, now: Progress) -> None:
+        if now.seconds > SHORT:
+            super().step(now)
+
+
+def on_terminal() -> bool:
+    """Return whether a bar can be seen: rich is installed, standard error is a terminal, and no
+    other thread or worker process shares it.
+    """
+    from multiprocessing import parent_process  # it would make the import of xlstm slower
+
+    there = getattr(sys.stderr, "closed", None) is False and sys.stderr.isatty()
+    alone = threading.current_thread() is threading.main_thread() and parent_process() is None
+    return there and alone and importlib.util.find_spec("rich") is not None
 
 
 class TensorBoard(Callback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.arrays.ranks.groups import Group
+from xlstm.arrays.ranks.groups import Group, odd_ranks
 from xlstm.data.batches import Batches
 from xlstm.data.shards import Shard
 from xlstm.training.agreement import told
@@ -107,7 +108,7 @@ def evaluate(
         data = Shard(data, group)
     totals = np.zeros(3 + len(measures))
     parts = _sums(feed, params, data, loss, measures, stopped)
-    for ends, *sums in parts if group is None else _added(group, parts):
+    for _, ends, *sums in parts if group is None else _added(group, parts):
         totals += sums
         if ends:
             return math.nan
@@ -122,7 +123,7 @@ def _added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[f
     """Yield the sums over all ranks of the numbers that each rank yields; all ranks raise an error
     of one.
     """
-    while True:
+    for number in itertools.count(1):
         error = own = None
         try:
             own = next(parts, None)
@@ -136,7 +137,14 @@ def _added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[f
             raise ValueError(
                 f"evaluate: the data of rank {rank} have ended, those of other ranks have not"
             )
-        yield tuple(map(sum, zip(*every, strict=True)))
+        checksums, *sums = zip(*every, strict=True)
+        _, odd = odd_ranks(checksums)
+        if odd:
+            raise ValueError(
+                f"evaluate: batch {number} of rank {odd[0]} is another than that of other ranks;"
+                " expected the whole data on all ranks, in the same order"
+            )
+        yield 0, *map(sum, sums)
 
 
 def _sums(
@@ -147,19 +155,21 @@ def _sums(
     metrics: Mapping[str, Metric],
     stopped: Callable[[], bool],
 ) -> Iterator[tuple[float, ...]]:
-    """Yield for each batch whether to stop, the weight, the loss times the weight, and the numbers
-    of `_measured`.
+    """Yield for each batch its checksum, whether to stop, the weight, the loss times the weight, and
+    the numbers of `_measured`.
     """
     state = None
     for batch in feed.batches(data, "evaluate", ": batch"):
         value = 0.0
         measured = [0.0] * (1 + len(metrics))
-        if batch.host.x.shape[1]:  # a rank may have no sequence
+        if 0 not in batch.host.x.shape:  # a rank may have no sequence
             with np.errstate(over="ignore", invalid="ignore"):  # the result shows it
                 y, state, _ = feed.forward(params, batch, state, train=False)
                 value = float(loss(y, batch.target, batch.mask)[0])
             measured = _measured(metrics, y, batch) if metrics else measured
-        yield stopped(), batch.weight, batch.weight * value if batch.weight else 0.0, *measured
+        checksum = 0 if batch.host.part is None else batch.host.part.checksum
+        total = batch.weight * value if batch.weight else 0.0
+        yield checksum, stopped(), batch.weight, total, *measured
 
 
 def _measured(metrics: Mapping[str, Metric], y: Array, batch: Inputs) -> list[float]:

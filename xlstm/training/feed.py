@@ -25,6 +25,7 @@ from xlstm.data.batches import (
     is_input,
     mask_of_steps,
     time_first,
+    timeless,
     within_lengths,
 )
 from xlstm.data.host import finite, numbers
@@ -111,12 +112,12 @@ class Iterated:
         """A text that identifies the data if their first batch cannot: ranks have different ones,
         or the data can be read only once.
         """
-        if self._distributed is not None:
-            return f"{len(self._distributed.dataset)} examples"
+        if self.sampler is not None:
+            return f"{len(self.sampler.dataset)} examples"
         return "unknown" if self.once else None
 
     @property
-    def _distributed(self) -> Any:
+    def sampler(self) -> Any:
         """The `DistributedSampler` of a `DataLoader` of PyTorch, or None."""
         batches = getattr(self.data, "batch_sampler", None)
         sampler = getattr(batches, "sampler", getattr(self.data, "sampler", None))
@@ -159,7 +160,7 @@ class Iterated:
             The sampler of a `DataLoader` belongs to another rank. Or its batches have masks or
             lengths: a rank then does not know how many targets count on the others.
         """
-        sampler = self._distributed
+        sampler = self.sampler
         if sampler is not None and (sampler.rank, sampler.num_replicas) != (group.rank, group.size):
             raise ValueError(
                 f"Shard: the DistributedSampler is that of rank {sampler.rank} of"
@@ -168,6 +169,7 @@ class Iterated:
             )
         if sampler is not None:
             sampler.set_epoch(0 if rng is None else int(rng.integers(2**31)))
+            order = hash((sampler.epoch, sampler.seed, sampler.shuffle, sampler.drop_last))
         for number, batch in enumerate(after(self, rng, skip), skip):
             if sampler is None:
                 yield cut(batch, group, self.every_step, number)
@@ -178,15 +180,10 @@ class Iterated:
                         f"Shard: batch {number + 1} of a DistributedSampler has {name}, expected"
                         " none, or a DataLoader of whole batches without that sampler"
                     )
-            count = batch.x.shape[0 if _timeless(batch.x) else 1]
+            count = batch.x.shape[0 if timeless(batch.x) else 1]
             own = slice(group.rank * count, (group.rank + 1) * count)
             total = float(math.prod(batch.target.shape)) * group.size
-            yield batch._replace(part=Part(total, count * group.size, own))
-
-
-def _timeless(x: Any) -> bool:
-    """Return whether x holds examples without a time axis, (B, D)."""
-    return bool(x.ndim == 2 and x.dtype.kind == "f")
+            yield batch._replace(part=Part(total, count * group.size, own, checksum=order))
 
 
 def _batch_of(where: str, pair: Any, every_step: bool) -> Batch:
@@ -197,7 +194,7 @@ def _batch_of(where: str, pair: Any, every_step: bool) -> Batch:
         )
     x = numbers(where, "x", pair[0])
     target = numbers(where, "target", pair[1])
-    if _timeless(x):
+    if timeless(x):
         return Batch(x, target, None, True)
     axes = 2 if every_step else 1
     if not is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:
@@ -317,7 +314,8 @@ class Feed:
             values = getattr(batch, name)
             if values is not None and type(values) is not np.ndarray:  # which has no mask
                 checks.unmasked(where, name, values)
-        timed = not getattr(self.model, "last", False)  # targets have a time axis
+        # whether targets have a time axis
+        timed = not getattr(self.model, "last", False) and not timeless(batch.x)
         mask = batch.mask
         if timed and (batch.lengths is not None or (mask is not None and mask.ndim < 2)):
             # The mask leaves out targets beyond the end of a sequence.

@@ -38,18 +38,12 @@ class Halved:
         self.sent = zeros(home, layout.size, "uint16")
         self.received = zeros(home, layout.size, "uint16")
         # the residuals of this rank's gradients, and of the sums of its part
-        self.residual = zeros(home, layout.size, "float32")
-        self.residual_of_sums = zeros(home, layout.each, "float32")
-
-    def forget(self) -> None:
-        """Drop the residuals, as a run that resumes from a checkpoint does."""
-        self.residual[...] = 0.0
-        self.residual_of_sums[...] = 0.0
+        self.residuals = [zeros(home, size, "float32") for size in (layout.size, layout.each)]
 
     def send(self, go: Callable[..., None], buffer: Array, bucket: Bucket) -> None:
         """Send the gradients of a bucket to the ranks that sum them."""
         place = bucket.place
-        self._cut(buffer[place], self.residual[place], self.sent[place])
+        self._cut(buffer[place], self.residuals[0][place], self.sent[place])
         go(self.group.exchange, self.sent[place], self.received[place])
 
     def sum_up(self, bucket: Bucket) -> Array:
@@ -66,7 +60,7 @@ class Halved:
         """Put the sums of all ranks into the buffer, each rounded in the same way everywhere."""
         place = bucket.place
         own = self.received[place][: total.size]  # these are already summed
-        self._cut(total, self.residual_of_sums[bucket.part], own)
+        self._cut(total, self.residuals[1][bucket.part], own)
         self.group.gather_parts(own, self.sent[place])
         buffer[place] = self._widened(self.sent[place])
 

@@ -24,21 +24,24 @@ from xlstm.arrays.backend import backend_of
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
-from xlstm.arrays.ranks.groups import Group
+from xlstm.arrays.ranks.groups import Group, checksum
 from xlstm.data.batches import Batches, Prefetch
 from xlstm.data.shards import Shard
 from xlstm.precision import Mixed
 from xlstm.training import optimizers
-from xlstm.training.agreement import checksum, different, together
+from xlstm.training.agreement import different, together
 from xlstm.training.callbacks import (
+    PROGRESS,
     Callback,
     Clip,
     Each,
     EarlyStopping,
+    LateBar,
     MovingAverage,
     Progress,
     ProgressBar,
     has,
+    on_terminal,
 )
 from xlstm.training.evaluation import Metric, evaluate, metrics_of
 from xlstm.training.feed import Inputs, Iterated, Loss, batches_of
@@ -122,7 +125,7 @@ def train(
     patience: int | None = None,
     clip: float | None = None,
     averaging: float = 0.0,
-    progress: Callable[[Progress], object] | bool | None = None,
+    progress: Callable[[Progress], object] | bool | str | None = None,
     group: Group | None = None,
     gradients: str | None = None,
     metrics: Mapping[str, Metric] | None = None,
@@ -196,7 +199,10 @@ def train(
         your own code may be captured, too, and raises an error if graphs are not possible.
     patience, clip, averaging, progress : optional
         Short forms of the callbacks `EarlyStopping(patience)`, `Clip(clip)`,
-        `MovingAverage(averaging)` and a function; `progress=True` adds a `ProgressBar()`.
+        `MovingAverage(averaging)` and a function. `progress=True` adds a `ProgressBar()`, and
+        "auto" adds one that appears after a second. "auto" adds none if standard error is no
+        terminal, if rich is not installed, in other threads than the main one and in workers of a
+        pool, and if `callbacks` has a bar.
     group : Group, optional
         The ranks that train together, as `distributed.group()` returns them; all ranks call `train`
         with the same arguments. They share each batch, so the result equals one process's result up
@@ -206,8 +212,8 @@ def train(
     gradients : {"bfloat16"}, optional
         Send gradients between ranks as bfloat16, with half the bytes of float32, and sum them in
         float32, so that they keep its range. Rounding leaves residuals, which are added in the next
-        step. Writing a checkpoint drops them, so results depend on where checkpoints are written: a
-        resumed run equals an uninterrupted one to the bit only if both wrote that checkpoint.
+        step. A checkpoint holds those of each rank, so a run that resumes on the same number of
+        ranks has the bits of an uninterrupted one. Another number of ranks begins without them.
     metrics : dict of str to callable, optional
         Functions of `(y, target)`, by name, that are computed on the validation data after each
         epoch: for example `{"accuracy": lambda y, target: y.argmax(-1) == target}`. Each is called
@@ -270,7 +276,7 @@ def train(
     if validation is not None:
         validation = batches_of("train", "validation", model, validation)
     limits: dict[str, Any] = {
-        "epochs": _epochs(epochs, data, validation, resume),
+        "epochs": _epochs(epochs, data, validation, resume, group),
         "steps": steps,
         "every": every,
         "keep": keep,
@@ -305,24 +311,44 @@ def _callbacks(
         every.append(MovingAverage(averaging))
     if patience is not None:
         every.append(EarlyStopping(patience))
-    if isinstance(progress, bool | np.bool_):
-        every += [ProgressBar()] if progress else []
-    elif progress is not None:
-        every.append(Each(checks.function("train", "progress", progress)))
     expected = "a list of callbacks"
-    for callback in checks.several("train", "callbacks", callbacks, expected, CALLBACK):
-        every.append(callback if isinstance(callback, Callback) else Each(callback))
+    every += [
+        callback if isinstance(callback, Callback) else Each(callback)
+        for callback in checks.several("train", "callbacks", callbacks, expected, CALLBACK)
+    ]
+    progress = PROGRESS("train", "progress", progress)
+    if isinstance(progress, str):  # "auto"
+        if on_terminal() and not any(isinstance(callback, ProgressBar) for callback in every):
+            every.append(LateBar())
+    elif callable(progress):
+        every.append(Each(progress))
+    elif progress:
+        every.append(ProgressBar())
     return every
 
 
 def _epochs(
-    epochs: int | None, data: Batches, validation: Batches | None, resume: bool
+    epochs: int | None,
+    data: Batches,
+    validation: Batches | None,
+    resume: bool,
+    group: Group | None,
 ) -> int | None:
-    """Return the number of epochs; raise ValueError if data that can be read only once need more
-    than one.
+    """Return the number of epochs.
+
+    Raise ValueError if data that can be read only once need more than one, or if a sampler divides
+    data among ranks that have no group.
     """
     for name, batches in {"validation": validation, "data": data}.items():
-        if not isinstance(batches, Iterated) or not batches.once:
+        if not isinstance(batches, Iterated):
+            continue
+        ranks = getattr(batches.sampler, "num_replicas", 1)
+        if group is None and ranks > 1:
+            raise ValueError(
+                f"train: {name} has a DistributedSampler of num_replicas={ranks}, but group is None,"
+                " so each rank would train a model of its own; expected group=distributed.group()"
+            )
+        if not batches.once:
             continue
         problem = f"train: {name} is an iterator, {checks.shown(batches.data)}"
         if name == "validation":
@@ -393,7 +419,10 @@ class TrainingRun:
             callback for callback in self.step.callbacks if self.ranks.first or callback.everywhere
         ]
         # Whether a callback looks at the weights of each step.
-        self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)
+        self.watched = any(
+            has(callback, "step", "weights") and not isinstance(callback, LateBar)
+            for callback in self.callbacks
+        )
         self.remembering = [callback for callback in self.step.callbacks if has(callback, "state")]
         for callback in self.step.callbacks:
             if not callback.everywhere and has(callback, "gradients", "weights"):
@@ -645,6 +674,7 @@ class TrainingRun:
         if not self.saving:
             return
         state = self.ranks.whole(self.state, self.total)
+        residuals = self.ranks.residuals()
         if not self.ranks.first:
             return
         numbers, tree = packed(state)
@@ -663,6 +693,7 @@ class TrainingRun:
             "validations": np.array(self.validations),
             "metrics": {name: np.array(values) for name, values in self.measured.items()},
             "callbacks": [callback.state() for callback in self.remembering],
+            "residuals": residuals,
         }
         self.ranks.tried(self.folder.save, about, tree, bool(self.validations))
 
@@ -707,6 +738,7 @@ class TrainingRun:
             if like is not None:
                 checkpoint.check_alike(name, tree[name], like)
         self.state = self.ranks.part(unpacked(self.state, about, tree))
+        self.ranks.restore_residuals(tree.get("residuals", ()))  # older checkpoints have none
         self.order_before = self.order.bit_generator.state = tree["order"]
         self.best = tree["best"]
         self.judged = tree["judged"]

@@ -271,7 +271,8 @@ class AllReduce:
         self.noted = {
             "number of sequences": part.B,
             "number of targets": part.total,
-            "checksum of order and targets": part.checksum,
+            # with that of earlier steps, whose difference `check` may have missed
+            "checksum of order and data": hash((self.checksum, part.checksum)),
             "learning rate": rates,
         }
         # The hash of numbers is the same in all processes.
@@ -327,10 +328,15 @@ class AllReduce:
         if self.group.size > part.B:
             masks.bit_generator.state = self.group.tell(masks.bit_generator.state)[-1]
 
+    @property
+    def residuals(self) -> list[Array]:
+        """The residuals of this rank's bfloat16 gradients, if it has any."""
+        return [] if self.halved is None else self.halved.residuals
+
     def forget_residuals(self) -> None:
-        """Drop the residuals of gradients, as a run that resumes from a checkpoint does."""
-        if self.halved is not None:
-            self.halved.forget()
+        """Drop the residuals, which a step that does not count has changed."""
+        for residual in self.residuals:
+            residual[...] = 0.0
 
     def _refusal(self) -> Head:
         """Return the head of a rank that cannot take a step."""

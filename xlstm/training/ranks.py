@@ -9,10 +9,10 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.namespace import Params, dtype_name, leaves
-from xlstm.arrays.ranks.groups import Alone, Group, collected, columns, odd_ranks
+from xlstm.arrays.namespace import Array, Params, dtype_name, leaves
+from xlstm.arrays.ranks.groups import Alone, Group, checksum, collected, columns, odd_ranks
 from xlstm.layers.sequence import Leaf, nested
-from xlstm.training.agreement import checksum, held, same, together, told
+from xlstm.training.agreement import held, same, together, told
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
 from xlstm.training.optimizers import Slots
@@ -82,10 +82,11 @@ class RunRanks:
 
     def saves(self, error: Exception) -> bool:
         """Return whether all ranks have raised this error, so that they can write a checkpoint
-        together.
+        together, without the residuals of the step that failed.
         """
         if self.reduce is None:
             return True
+        self.reduce.forget_residuals()
         return isinstance(error, FloatingPointError) or error is self.reduce.error
 
     def of_first(self, value: Callable[[], Any]) -> Any:
@@ -117,6 +118,9 @@ class RunRanks:
                 _, _, parameter = rest.partition(".")
                 part = self.reduce.part_of(parameter, array)
                 array = array if part is array else part.copy()
+            elif kind == "residuals":  # another number of ranks begins without them
+                alike = array.shape[:1] == (self.group.size,)
+                array = array[self.group.rank].copy() if alike else array[:0]
             arrays[name] = array
         return of_first._replace(arrays=arrays)
 
@@ -164,9 +168,20 @@ class RunRanks:
             several = {name: collected(self.group, to_numpy(a)) for name, a in sums.items()}
             sums = {name: home.asarray(a) for name, a in several.items() if a is not None}
         carried = self._whole_carried(self.reduce.home, state.carried)
-        self.reduce.forget_residuals()
         moments = self.reduce.whole_of(state.moments)
         return state._replace(carried=carried, sums=sums, moments=moments)
+
+    def residuals(self) -> list[Any]:
+        """Return on rank 0 the residuals of all ranks, each (ranks, n)."""
+        own = [] if self.reduce is None else self.reduce.residuals
+        return [collected(self.group, to_numpy(residual)) for residual in own]
+
+    def restore_residuals(self, residuals: Iterable[Array]) -> None:
+        """Continue from the residuals that `read` has returned for this rank, if there are any."""
+        own = [] if self.reduce is None else self.reduce.residuals
+        for residual, saved in zip(own, residuals, strict=False):
+            if saved.size:
+                residual[...] = saved
 
     def _whole_carried(self, home: Backend, carried: Any) -> Any:
         """Return on rank 0 the states of all ranks' sequences, or None if there are none."""

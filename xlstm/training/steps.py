@@ -25,13 +25,13 @@ from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.random import Seed, generator, of_part
-from xlstm.arrays.ranks.groups import GROUP, Group
+from xlstm.arrays.ranks.groups import GROUP, Group, checksum
 from xlstm.data.batches import Batch
 from xlstm.layers.announcements import announced
 from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
 from xlstm.training.adapters import LowRank
-from xlstm.training.agreement import checksum, held, same
+from xlstm.training.agreement import held, same
 from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.optimizers import ByRules, Optimizer, each, norm_of
@@ -397,7 +397,7 @@ class TrainStep:
         # a user's model may change gradients that its layers have announced
         if ranks.overlaps and not self.sums_locally and is_ours(self.model):
             early = functools.partial(ranks.early, late)
-        if ranks.error is None and inputs.host.x.shape[1]:
+        if ranks.error is None and 0 not in inputs.host.x.shape:
             with held(ranks):
                 own = self._gradients(
                     state, inputs, scalars, before, self.sums_locally, early=early

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array
 
 GROUP = checks.having(
@@ -32,6 +34,16 @@ def odd_ranks(values: Sequence[Any]) -> tuple[Any, list[int]]:
     """
     common = max(values, key=values.count)
     return common, [rank for rank, value in enumerate(values) if value != common]
+
+
+def checksum(arrays: Iterable[Array | None], number: int = 0) -> int:
+    """Return a checksum of arrays, by which ranks compare them, continued from `number`."""
+    for a in arrays:
+        if a is not None:
+            number = zlib.crc32(
+                np.ascontiguousarray(to_numpy(a)).reshape(-1).view(np.uint8).data, number
+            )
+    return number
 
 
 class Group(Protocol):
@@ -190,7 +202,7 @@ class Part(NamedTuple):
     lengths : array (B,), or None
         The lengths of all sequences, if they differ.
     checksum : int
-        A checksum of the order, lengths and targets of the whole batch, the same on all ranks.
+        A checksum of the order and the numbers of the whole batch, the same on all ranks.
     """
 
     total: float

@@ -51,8 +51,8 @@ SIZES = (
 NUMBERS = ("PMIX_RANK", "PALS_RANKID")
 INSTALL = "pip install 'xlstm-xp[mpi]'"
 
-# functions called with the message before this rank ends the job
-told: list[Callable[[str], None]] = []
+# functions called once this rank has said why it ends the job
+told: list[Callable[[], None]] = []
 
 
 def group(version: str, comm: Any = None) -> Group:
@@ -317,11 +317,11 @@ class MpiGroup:
 
     def abort(self, message: str) -> None:
         """End the job now, on all ranks, with a message and status 1."""
-        for tell in told:
-            tell(message)
         with contextlib.suppress(OSError, ValueError):  # nobody reads the output
             sys.stderr.write(f"{message}\n")
             sys.stderr.flush()
+        for has_said in told:
+            has_said()
         time.sleep(SAID)
         self._comm.Abort(1)
 

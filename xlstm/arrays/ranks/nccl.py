@@ -20,7 +20,7 @@ from xlstm.arrays.namespace import Array, dtype_name
 from xlstm.arrays.ranks.groups import Group
 from xlstm.arrays.ranks.watchdog import Clock
 
-INSTALL = "pip install 'xlstm-xp[nccl]'"
+INSTALL = "pip install 'xlstm-xp[nccl12]' (CUDA 13: 'xlstm-xp[nccl13]')"
 KINDS = ("sum", "gather", "exchange")  # the operations that GPUs do together
 
 
