@@ -133,7 +133,7 @@ def test_smoothing_is_that_of_the_layer(rng):
         gammas = [0.7 * 0.4] * len(periods)
         numbers = np.array([[*gammas, 0.3, 0.3 * 0.2, 0.9, 0.0]]).T
         for begin in (0, 30):
-            ahead = smoothing.smoothed(layer, numbers, values, 12, begin)
+            ahead = smoothing.Smoother(layer, numbers, 12).ahead(values[:, None], begin)
             np.testing.assert_allclose(ahead[:, 0], expected[begin:], rtol=1e-12)
 
 
@@ -164,7 +164,9 @@ def test_theta_adds_half_of_the_slope_of_a_line(rng):
     values = np.cumsum(rng.standard_normal((30, 1)), axis=0)
     layer = ExponentialSmoothing(4)
     ahead = [
-        smoothing.smoothed(layer, np.array([[0.4, 0.0, 0.0, drift]]).T, values, 10)[-1, 0, 0]
+        smoothing.Smoother(layer, np.array([[0.4, 0.0, 0.0, drift]]).T, 10).ahead(values[:, None])[
+            -1, 0, 0
+        ]
         for drift in (0.0, 0.5)
     ]
     slope = np.polyfit(np.arange(30), values[:, 0], 1)[0]
