@@ -213,10 +213,10 @@ def _design(
     known: Values,
 ) -> tuple[Values, Values]:
     """Return the inputs that all steps ahead share, (M * n, K - F), and the inputs of each step, (M
-    * n, H, F), of one target.
+    * n, H, F).
 
-    It has n paths `known` (N, n): one path, or one origin. Before its beginning, a series counts as constant. The last row of the covariates replaces
-    missing ones.
+    The target has n paths `known` (N, n), and there is one path or one origin. Before its
+    beginning, a series counts as constant. The last row of the covariates replaces missing ones.
     """
     last = known[origins - 1]
     steps = np.arange(1, horizon + 1)

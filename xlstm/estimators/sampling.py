@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -69,12 +70,10 @@ def at_levels(quantiles: Values, levels: Sequence[float], others: Values) -> Val
     above = last + (end - inner[-1]) / (inner[-1] - inner[high]) * (last - quantiles[..., [high]])
     knots = np.array([-end, *inner, end])
     values = np.concatenate((below, quantiles, above), axis=-1)
-    wanted: Values = values[..., 0]
-    for k in range(len(knots) - 1):
-        rise = values[..., k + 1] - values[..., k]
-        line = values[..., k] + (z - knots[k]) / (knots[k + 1] - knots[k]) * rise
-        wanted = np.where((z >= knots[k]) | (k == 0), line, wanted)
-    return wanted
+    k: Any = np.clip(np.searchsorted(knots, z, side="right"), 1, len(knots) - 1)  # the knot above
+    before, after = (np.take_along_axis(values, at[..., None], -1)[..., 0] for at in (k - 1, k))
+    line: Values = before + (z - knots[k - 1]) / (knots[k] - knots[k - 1]) * (after - before)
+    return line
 
 
 def announced(steps: int, horizon: int) -> Iterator[int]:

@@ -58,7 +58,7 @@ class Smoothing:
     coefficients: Values
     steps: int
     rows: int
-    smoother: Smoother | None = None
+    smoother: Any = None
     order: ClassVar[int] = 0  # it has no fixed number of steps to look back
 
     @property
@@ -91,11 +91,8 @@ class Smoothing:
 
         The second call of `apply` and later ones take n paths, one horizon longer each time.
         """
-        return replace(self, smoother=self._smoother(rows))
-
-    def _smoother(self, rows: int) -> Smoother:
         layer, numbers = _of_known_seasons(self.layer, self.coefficients[:, None], rows)
-        return Smoother(layer, numbers, min(self.rows, rows))
+        return replace(self, smoother=Smoother(layer, numbers, min(self.rows, rows)))
 
     def apply(
         self, series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins
@@ -109,7 +106,7 @@ class Smoothing:
         if len(origins) == 0:
             return np.empty((0, H, C))
         first = int(np.min(origins))
-        smoother = self.smoother or self._smoother(first)
+        smoother = self.smoother or self.carried(first).smoother
         begin = max(0, first - self.reach)
         values = series.known[begin : int(np.max(origins))]
         values = np.reshape(values, (len(values), -1, C))
@@ -235,7 +232,8 @@ class Smoother:
         parts = zip(self.sums, (time * x, x), strict=True)
         moments, totals = (sums + np.cumsum(part, axis=0) for sums, part in parts)
         self.sums = moments[-1], totals[-1]
-        return (moments - time / 2 * totals) / below
+        slopes: Values = (moments - time / 2 * totals) / below
+        return slopes
 
 
 def initial_rows(rolling: RollingOrigins, layer: ExponentialSmoothing) -> int:
