@@ -186,7 +186,7 @@ class Smoother:
         from row `begin` on.
         """
         layer = self.layer
-        before = max(begin + 1, self.fitted)  # limits come from these rows only
+        before = max(begin + 1, self.fitted)  # limits come from rows up to the first forecast
         if layer.multiplicative:
             if not self.rows:
                 self.least = LEAST_SHARE**2 * np.median(np.abs(x[:before]), axis=0) + 1e-12
