@@ -13,6 +13,7 @@ from xlstm.arrays.checks import shown
 from xlstm.data import reading
 from xlstm.interop.common import Host, package
 
+DOMAINS = ("", "ai.onnx")
 LARGEST = 2**31 - 1  # bytes of a protobuf message
 FIELDS = 200_000
 SPACING = 100  # a file may have this many fields, or a field for each so many of its bytes
@@ -48,6 +49,11 @@ def check(where: str, model: Any) -> None:
         library().checker.check_model(model)
     except Exception as error:  # the checker's, or those of text that is not UTF-8
         raise ValueError(f"{where}: not a sound ONNX model ({error})") from None
+
+
+def attributes_of(node: Any) -> dict[str, Any]:
+    """Return the attributes of a node by name."""
+    return {entry.name: library().helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def _count_fields(data: bytes, descriptor: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,12 +16,12 @@ from xlstm.arrays.namespace import Params
 from xlstm.cells import activations
 from xlstm.data import reading
 from xlstm.data.writing import AnyPath
-from xlstm.interop.common import GATE_COUNTS, Host, Layer, floating, one_dtype, single
+from xlstm.interop.common import GATE_COUNTS, Host, Layer, floating, one_dtype, single, stacked
+from xlstm.interop.onnx.dataflow import GIVEN, Value, follow, joined, size
 from xlstm.interop.onnx.onnx_export import DIRECTIONS, FLAGS, FUNCTIONS, INPUTS
-from xlstm.interop.onnx.onnx_files import check, library, parsed, values
+from xlstm.interop.onnx.onnx_files import DOMAINS, attributes_of, check, library, parsed, values
 from xlstm.layers.recurrent import KINDS
 
-DOMAINS = ("", "ai.onnx")
 OLDEST = 7  # the first opset with the current LSTM, GRU and RNN
 KINDS_THERE = {kind.upper(): kind for kind in KINDS}  # kinds by operators
 BY_THEIRS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
@@ -89,12 +91,19 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     if opset < OLDEST:
         raise ValueError(f"{where}: opset is {opset}, expected {OLDEST} or newer")
     graph = model.graph
-    proto = _node(where, graph, node)
-    label = f"{where}: {proto.op_type} {shown(_name(proto))}"
-    layer, params = _read(label, proto, _constants(graph), folder)
+    constants = _constants(graph)
+    nodes = {
+        k: _read(where, graph.node[k], constants, folder)
+        for k in _chosen(where, graph, node, constants)
+    }
+    tensors = follow(graph, constants, {k: one.layer for k, one in nodes.items()})
+    stack = [*nodes.values()]
+    _check(where, graph, stack, tensors, folder)
+    names = [one.name for one in stack]
+    layer, params = stacked(where, names, [(one.layer, one.params) for one in stack])
     if node is None and any(
         before.op_type == "Transpose"
-        and proto.input[0] in before.output
+        and stack[0].inputs["X"] in before.output
         and [entry.ints for entry in before.attribute] == [[1, 0, 2]]
         for before in graph.node
     ):
@@ -102,19 +111,40 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     return layer, params
 
 
-def _node(where: str, graph: Any, node: str | None) -> Any:
-    """Return the node to read."""
-    nodes = [n for n in graph.node if n.op_type in KINDS_THERE and n.domain in DOMAINS]
+class Node(NamedTuple):
+    """A recurrent node, read as a layer by itself."""
+
+    name: str
+    inputs: dict[str, str]  # names of tensors by the operator's names
+    y: str
+    layer: Layer
+    params: Params
+
+    @property
+    def label(self) -> str:
+        """The operator and the name, for errors."""
+        return f"{type(self.layer).__name__} {shown(self.name)}"
+
+
+def _chosen(where: str, graph: Any, node: str | None, constants: Mapping[str, Any]) -> list[int]:
+    """Return the places of the nodes to read."""
+    nodes = {
+        k: n for k, n in enumerate(graph.node) if n.op_type in KINDS_THERE and n.domain in DOMAINS
+    }
     if not nodes:
         hint = "PyTorch writes an nn.RNN as one with dynamo=False only"
         raise ValueError(f"{where}: the model has no node LSTM, GRU or RNN ({hint})")
-    matching = [n for n in nodes if node in (None, _name(n))]
-    if len(matching) != 1:
+    chosen = {k: n for k, n in nodes.items() if node in (None, _name(n))}
+    if node is not None and len(chosen) != 1:
         raise ValueError(
-            f"{where}: for node {shown(node)} there are {len(matching)} recurrent nodes, expected"
-            f" one of {few(map(_name, nodes))}"
+            f"{where}: for node {shown(node)} there are {len(chosen)} recurrent nodes, expected"
+            f" one of {few(map(_name, nodes.values()))}"
         )
-    return matching[0]
+    weights = [id(constants.get(name, name)) for n in chosen.values() for name in n.input[1:3]]
+    # each layer has its own parameters, so a small file could take much memory
+    if len(chosen) > 1 and len(set(weights)) < len(weights):
+        raise ValueError(f"{where}: nodes share weights, which layers do not; node= reads one node")
+    return [*chosen]
 
 
 def _constants(graph: Any) -> dict[str, Any]:
@@ -135,12 +165,61 @@ def _name(node: Any) -> str:
     return str(node.name or next(filter(None, node.output), ""))
 
 
-def _read(
-    where: str, proto: Any, constants: dict[str, Any], folder: Path | None
-) -> tuple[Layer, Params]:
-    """Return a node's layer and parameters; raise ValueError or TypeError for wrong attributes,
-    inputs or shapes.
+def _check(
+    where: str,
+    graph: Any,
+    nodes: Sequence[Node],
+    tensors: Mapping[str, Value],
+    folder: Path | None,
+) -> None:
+    """Raise ValueError unless nodes compute what a stack of their layers computes."""
+    makers = {name: f"{n.op_type} {shown(_name(n))}" for n in graph.node for name in n.output}
+    checked: dict[tuple[int, int], bool] = {}  # constants that nodes share are read once
+
+    def is_only(what: str, constant: Any, number: int) -> bool:
+        key = (id(constant), number)
+        if key not in checked:
+            is_array = isinstance(constant, np.ndarray)
+            array = constant if is_array else values(what, constant, folder)
+            checked[key] = not np.any(array != number)
+        return checked[key]
+
+    lengths = set()
+    for node in nodes:
+        steps = size(tensors[node.inputs["X"]].axes[node.layer.batch_first])
+        lens = tensors[node.inputs.get("sequence_lens", "")]
+        lengths.add(lens.root if lens.origin == GIVEN else "")
+        for name, number in (("initial_h", 0), ("initial_c", 0), ("sequence_lens", steps)):
+            tensor = tensors[node.inputs.get(name, "")]
+            if name not in node.inputs or tensor.origin == GIVEN:
+                continue
+            what = f"{where}: {node.label}: {name}"
+            if not tensor.only or not all(is_only(what, one, number) for one in tensor.only):
+                came = "a constant" if tensor.only else f"computed by {makers[tensor.root]}"
+                words = "the number of steps" if name == "sequence_lens" else "0"
+                raise ValueError(
+                    f"{what} is {came} other than {words}, which a layer cannot hold, expected"
+                    f" {words} or an input"
+                )
+    names = few(node.name for node in nodes)
+    if len(lengths) > 1:
+        raise ValueError(f"{where}: sequence_lens differ between nodes; node= reads one of {names}")
+    for before, after in pairwise(nodes):
+        x = tensors[after.inputs["X"]]
+        y = tensors[before.y]
+        if x.root != y.root or [*x.axes] != joined(y.axes, before.layer.batch_first):
+            source = makers.get(x.root, shown(after.inputs["X"]))
+            raise ValueError(
+                f"{where}: {after.label}: X comes from {source}, expected from Y of {before.label}"
+                f" with axes (time, batch, directions * H); node= reads one of {names}"
+            )
+
+
+def _read(where: str, proto: Any, constants: dict[str, Any], folder: Path | None) -> Node:
+    """Return a node as a layer; raise ValueError or TypeError for wrong attributes, inputs or
+    shapes.
     """
+    where = f"{where}: {proto.op_type} {shown(_name(proto))}"
     inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
     attributes = _attributes(where, proto)
     arrays: dict[str, Host] = {}
@@ -168,14 +247,8 @@ def _read(
     }
     for name, array in arrays.items():
         checks.shape(where, name, array, {"directions": len(directions), **expected[name]})
-    for name in ("initial_h", "initial_c"):
-        state = constants.get(inputs.get(name, ""))
-        if state is not None and np.any(values(f"{where}: {name}", state, folder)):
-            raise ValueError(
-                f"{where}: {name} is a constant other than 0, which a layer cannot hold, expected 0"
-                " or an input"
-            )
-    return _layer(where, kind, attributes, arrays, directions)
+    layer, params = _layer(where, kind, attributes, arrays, directions)
+    return Node(_name(proto), inputs, next(iter(proto.output), ""), layer, params)
 
 
 def _layer(
@@ -216,17 +289,14 @@ def _layer(
 
 def _attributes(where: str, proto: Any) -> dict[str, Any]:
     """Return attributes by name, with defaults for attributes with few possible values."""
-    attributes = {name: choices[0] for name, choices in CHOICES.items()}
-    for entry in proto.attribute:
-        value = library().helper.get_attribute_value(entry)
-        value = [*map(_text, value)] if isinstance(value, list) else _text(value)
-        if value not in CHOICES.get(entry.name, [value]):
-            choices = " or ".join(map(repr, CHOICES[entry.name]))
-            raise ValueError(
-                f"{where}: attribute {entry.name} is {shown(value)}, expected {choices}"
-            )
-        attributes[entry.name] = value
-    return attributes
+    found = {name: choices[0] for name, choices in CHOICES.items()}
+    for name, given in attributes_of(proto).items():
+        value = [*map(_text, given)] if isinstance(given, list) else _text(given)
+        if value not in CHOICES.get(name, [value]):
+            choices = " or ".join(map(repr, CHOICES[name]))
+            raise ValueError(f"{where}: attribute {name} is {shown(value)}, expected {choices}")
+        found[name] = value
+    return found
 
 
 def _text(value: Any) -> Any:
