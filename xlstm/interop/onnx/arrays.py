@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.interop.common import Host
-from xlstm.interop.onnx.onnx_files import library
+from xlstm.interop.onnx.onnx_files import WEIGHT, library
 
 BATCH = 2**31 - 1
 TIME = 2**31 - 19
@@ -97,7 +97,7 @@ class OnnxGraph:
     def enter(self, values: Any, dtype: Any = None, name: str = "") -> str:
         """Add a constant, and return its name."""
         name = name or f"constant{len(self.constants)}"
-        self.constants[name] = np.array(values, dtype, order="C")
+        self.constants[name] = np.asarray(values, dtype, order="C")
         self.fixed.add(name)
         return name
 
@@ -106,15 +106,21 @@ class OnnxGraph:
         onnx = library()
         proto = self.part(inputs, outputs, name)
         used = {name for node in proto.node for name in names_into(node)}
-        for name, a in self.constants.items():
-            if name in used:
-                proto.initializer.append(onnx.numpy_helper.from_array(a, name))
+        constants = {name: a for name, a in self.constants.items() if name in used}
+        weights = {name: a for name, a in constants.items() if a.nbytes >= WEIGHT}
+        # the checker takes no more than 2 GB, and sees weights as inputs
+        proto.input.extend(_value(n, Array(n, a.shape, a.dtype)) for n, a in weights.items())
+        for name in constants.keys() - weights.keys():
+            proto.initializer.append(onnx.numpy_helper.from_array(constants[name], name))
         versions = [onnx.helper.make_opsetid("", self.opset)]
         ir_version = onnx.helper.find_min_ir_version_for(versions)
         model = onnx.helper.make_model(
             proto, producer_name="xlstm", opset_imports=versions, ir_version=ir_version
         )
         onnx.checker.check_model(model, full_check=True)
+        del model.graph.input[len(inputs) :]
+        for name, a in weights.items():
+            model.graph.initializer.append(onnx.numpy_helper.from_array(a, name))
         return model
 
     def part(self, inputs: Sequence[Array], outputs: Mapping[str, Array], title: str) -> Any:

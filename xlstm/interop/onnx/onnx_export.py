@@ -6,6 +6,7 @@ A network runs on arrays that write nodes. Over time it becomes a Scan, whose bo
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,13 +17,12 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params, leaves
 from xlstm.cells import activations
-from xlstm.data import writing
 from xlstm.data.writing import AnyPath
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Step
 from xlstm.engines.tape import Widths
 from xlstm.interop.common import Host, Layer, one_direction, part
-from xlstm.interop.onnx import arrays
+from xlstm.interop.onnx import arrays, onnx_files
 from xlstm.interop.onnx.arrays import BATCH, TIME, Array, OnnxGraph
 from xlstm.interop.onnx.onnx_files import library
 from xlstm.interop.recurrences import OneStep, run_by
@@ -191,6 +191,12 @@ def to_onnx(
         layer = layer.model_
     weights: Params = {} if params is None else params
     LAYER("to_onnx", "layer", layer).check(weights)
+    size = 4 * sum(math.prod(a.shape) for a in weights.values())
+    if path is None and size > onnx_files.INSIDE:
+        raise ValueError(
+            f"to_onnx: path is None, expected a path, as a model without files holds at most"
+            f" {onnx_files.INSIDE} bytes of weights, not {size}"
+        )
     any_time = isinstance(layer, SequenceLayer) and not isinstance(layer, TiRex | TiRex2)
     if (step or lengths) and formula is None and not any_time:
         raise ValueError(
@@ -209,7 +215,7 @@ def to_onnx(
     model = graph.model(inputs, outputs, type(layer).__name__)
     library().helper.set_model_props(model, metadata)
     if path is not None:
-        writing.write(path, model.SerializeToString())
+        onnx_files.write(path, model)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Reading of ONNX files that may be wrong or malicious: the model, and the values of its constants.
+"""Files of ONNX: models read, though they may be wrong or malicious, and models written.
 
 Two bytes of a file can be an empty message, which takes hundreds of bytes in memory. So the fields
 of a file are counted before protobuf reads it. The package's checker then refuses invalid models.
@@ -9,12 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
-from xlstm.data import reading
+from xlstm.data import reading, writing
+from xlstm.data.writing import AnyPath
 from xlstm.interop.common import Host, package
 
 DOMAINS = ("", "ai.onnx")
 LARGEST = 2**31 - 1  # bytes of a protobuf message
+INSIDE = 2_000_000_000  # the most bytes of weights in a file that is written, with room for the rest
+WEIGHT = 1024  # the least bytes of a weight; as in the package, smaller ones stay in the model
 FIELDS = 200_000
 SPACING = 100  # a file may have this many fields, or a field for each so many of its bytes
 # the most bytes of the name or value of an entry, such as the path of a file with external data
@@ -39,6 +43,29 @@ def parsed(path: Path) -> Any:
         raise ValueError(f"{path}: not a readable ONNX model ({error})") from error
     check(str(path), str(path))
     return model
+
+
+def write(path: AnyPath, model: Any) -> None:
+    """Write a model, completely or not at all.
+
+    If it has more than `INSIDE` bytes of weights, they move from it to a second file, named after
+    the first one with `.data` appended.
+    """
+    path = checks.path("to_onnx", "path", path)
+    weights = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= WEIGHT]
+    if sum(len(tensor.raw_data) for tensor in weights) <= INSIDE:
+        writing.write(path, model.SerializeToString())
+        return
+    beside = path.with_name(f"{path.name}.data")
+    with writing.foreach(beside, path) as (data, file):
+        with open(data, "wb") as stream:
+            for tensor in weights:
+                blob = tensor.raw_data
+                place = (beside.name, stream.tell(), len(blob))
+                library().external_data_helper.set_external_data(tensor, *place)
+                stream.write(blob)
+                tensor.ClearField("raw_data")
+        file.write_bytes(model.SerializeToString())
 
 
 def check(where: str, model: Any) -> None:
