@@ -101,17 +101,23 @@ class OnnxGraph:
         self.fixed.add(name)
         return name
 
-    def model(self, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str) -> Any:
-        """Return the checked model of the graph, with outputs of these names."""
+    def model(
+        self, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str
+    ) -> tuple[Any, dict[str, Host]]:
+        """Return the checked model of the graph, with outputs of these names, and apart from it its
+        weights.
+        """
         onnx = library()
         proto = self.part(inputs, outputs, name)
         used = {name for node in proto.node for name in names_into(node)}
-        constants = {name: a for name, a in self.constants.items() if name in used}
-        weights = {name: a for name, a in constants.items() if a.nbytes >= WEIGHT}
-        # the checker takes no more than 2 GB, and sees weights as inputs
-        proto.input.extend(_value(n, Array(n, a.shape, a.dtype)) for n, a in weights.items())
-        for name in constants.keys() - weights.keys():
-            proto.initializer.append(onnx.numpy_helper.from_array(constants[name], name))
+        weights = {}
+        for name, a in self.constants.items():
+            if name in used and a.dtype == float32 and a.nbytes >= WEIGHT:
+                weights[name] = a
+                # the checker takes no more than 2 GB, and sees weights as inputs
+                proto.input.append(_value(name, Array(name, a.shape, a.dtype)))
+            elif name in used:
+                proto.initializer.append(onnx.numpy_helper.from_array(a, name))
         versions = [onnx.helper.make_opsetid("", self.opset)]
         ir_version = onnx.helper.find_min_ir_version_for(versions)
         model = onnx.helper.make_model(
@@ -119,9 +125,7 @@ class OnnxGraph:
         )
         onnx.checker.check_model(model, full_check=True)
         del model.graph.input[len(inputs) :]
-        for name, a in weights.items():
-            model.graph.initializer.append(onnx.numpy_helper.from_array(a, name))
-        return model
+        return model, weights
 
     def part(self, inputs: Sequence[Array], outputs: Mapping[str, Array], title: str) -> Any:
         """Return a graph of the nodes that outputs of these names need."""

@@ -212,10 +212,9 @@ def to_onnx(
             inputs, outputs = _tirex(layer, p)
         else:
             inputs, outputs = _model(layer, p, state, lengths, step)
-    model = graph.model(inputs, outputs, type(layer).__name__)
+    model, constants = graph.model(inputs, outputs, type(layer).__name__)
     library().helper.set_model_props(model, metadata)
-    if path is not None:
-        onnx_files.write(path, model)
+    onnx_files.finish(model, constants, path)
     return model
 
 

@@ -6,6 +6,7 @@ of a file are counted before protobuf reads it. The package's checker then refus
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from xlstm.interop.common import Host, package
 
 DOMAINS = ("", "ai.onnx")
 LARGEST = 2**31 - 1  # bytes of a protobuf message
-INSIDE = 2_000_000_000  # the most bytes of weights in a file that is written, with room for the rest
-WEIGHT = 1024  # the least bytes of a weight; as in the package, smaller ones stay in the model
+INSIDE = 2_000_000_000  # the most bytes of weights in a model, which leaves room for its nodes
+WEIGHT = 1024  # the least bytes of what counts as a weight, as in the package onnx
 FIELDS = 200_000
 SPACING = 100  # a file may have this many fields, or a field for each so many of its bytes
 # the most bytes of the name or value of an entry, such as the path of a file with external data
@@ -45,26 +46,28 @@ def parsed(path: Path) -> Any:
     return model
 
 
-def write(path: AnyPath, model: Any) -> None:
-    """Write a model, completely or not at all.
+def finish(model: Any, weights: Mapping[str, Host], path: AnyPath | None) -> None:
+    """Add weights to a model, and write it to a path, completely or not at all.
 
-    If it has more than `INSIDE` bytes of weights, they move from it to a second file, named after
-    the first one with `.data` appended.
+    If the weights take more than `INSIDE` bytes, they are written to a second file, named after the
+    first with `.data` appended.
     """
-    path = checks.path("to_onnx", "path", path)
-    weights = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= WEIGHT]
-    if sum(len(tensor.raw_data) for tensor in weights) <= INSIDE:
-        writing.write(path, model.SerializeToString())
+    tensors = model.graph.initializer
+    if sum(a.nbytes for a in weights.values()) <= INSIDE:
+        tensors.extend(library().numpy_helper.from_array(a, name) for name, a in weights.items())
+        if path is not None:
+            writing.write(path, model.SerializeToString())
         return
+    path = checks.path("to_onnx", "path", path)
     beside = path.with_name(f"{path.name}.data")
     with writing.foreach(beside, path) as (data, file):
         with open(data, "wb") as stream:
-            for tensor in weights:
-                blob = tensor.raw_data
-                place = (beside.name, stream.tell(), len(blob))
-                library().external_data_helper.set_external_data(tensor, *place)
-                stream.write(blob)
-                tensor.ClearField("raw_data")
+            for name, a in weights.items():
+                tensor = tensors.add(name=name, dims=a.shape, data_type=1, data_location=1)
+                place = {"location": beside.name, "offset": stream.tell(), "length": a.nbytes}
+                for key, value in place.items():
+                    tensor.external_data.add(key=key, value=str(value))
+                stream.write(a)
         file.write_bytes(model.SerializeToString())
 
 
