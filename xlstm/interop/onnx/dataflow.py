@@ -10,164 +10,147 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from xlstm.interop.common import Host, Layer, package
+from xlstm.interop.common import Layer, package
 from xlstm.interop.onnx.arrays import names_into
 from xlstm.interop.onnx.onnx_files import DOMAINS, attributes_of, library
 
 # The parts that an axis joins, such as directions and H, each with its name and size. Parts of size
 # 1 are left out, so that axes compare equal before and after a squeeze.
-Part = tuple[str, int]
-Axis = tuple[Part, ...]
+Axis = tuple[tuple[str, int], ...]
 OPEN = 1_000_003  # the first number for a size that the file leaves open; float32 holds it exactly
 FEW = 8  # the most axes of a tensor, and the most numbers of a shape
+WHOLE = (6, 7)  # INT32 and INT64
 # Operators whose output is a new arrangement of their first input, those that also select or repeat
-# its values, and those that compute shapes.
+# its values, those whose values depend on shapes alone, and those that compute shapes.
 ARRANGING = ("Cast", "Dropout", "Identity", "Reshape", "Squeeze", "Transpose")
 KEEPING = (*ARRANGING, "Expand", "Slice", "Tile", "Unsqueeze")
+SHAPING = ("ConstantOfShape", "Shape")
 COUNTING = ("Cast", "Concat", "Constant", "Gather", "Mul", "Reshape", "Slice", "Squeeze", "Unsqueeze")
-CONSTANT, GIVEN, READ = range(3)
 
 
-class Value(NamedTuple):
-    """A tensor of a graph, as far as it is known."""
+class Tensors:
+    """The tensors of a graph by name, as far as they are known."""
 
-    root: str = ""  # the tensor of which it is a new arrangement
-    axes: Sequence[Axis] = ()  # none if they are not known
-    numbers: Host | None = None  # its values, if they are few
-    only: tuple[Any, ...] = ()  # tensors of the file, or numbers, among which are all its values
-    # READ if its values depend on layers that are read, else GIVEN if they depend on inputs of the
-    # model, else CONSTANT; a shape depends on neither
-    origin: int = CONSTANT
+    def __init__(
+        self, graph: Any, constants: Mapping[str, Any], layers: Mapping[int, Layer]
+    ) -> None:
+        """Follow the nodes of a graph; `layers` are those read, by the places of their nodes."""
+        self.roots: dict[str, str] = {}  # the tensors of which they are new arrangements
+        self.axes: dict[str, Sequence[Axis]] = defaultdict(tuple)
+        # the axes of each Y with directions and H joined, as X of a layer above has them
+        self.above: dict[str, Sequence[Axis]] = {}
+        # tensors of the file, or numbers, among which are all their values
+        self.only = defaultdict(tuple, {name: (tensor,) for name, tensor in constants.items()})
+        # those whose values depend on inputs of the model, and on layers that are read
+        self.given = {entry.name for entry in graph.input} - constants.keys()
+        self.read: set[str] = set()
+        self._numbers = {
+            name: library().numpy_helper.to_array(tensor)
+            for name, tensor in constants.items()
+            if tensor.data_type in WHOLE
+            and math.prod(tensor.dims) <= FEW
+            and not tensor.external_data
+        }
+        self._open_sizes = itertools.count(OPEN)
+        self._dtypes = {constants[graph.node[k].input[1]].data_type for k in layers}
+        for entry in (*graph.value_info, *graph.input):
+            dims = entry.type.tensor_type.shape.dim[:FEW]
+            self.axes[entry.name] = [
+                self._axis(f"{entry.name} {k}", dim.dim_value) for k, dim in enumerate(dims)
+            ]
+        for k, node in enumerate(graph.node):
+            operator = node.op_type if node.domain in DOMAINS else ""
+            sources = [*names_into(node)]
+            if operator in (*KEEPING, *SHAPING):
+                del sources[operator in KEEPING :]
+            outputs = {*node.output} - {""}
+            for names in (self.given, self.read):
+                names |= outputs if names.intersection(sources) else set()
+            if k in layers:
+                self.read |= outputs
+                self._add_layer(node, layers[k])
+            elif operator and outputs and constants.keys().isdisjoint(outputs):
+                self._add(node, attributes_of(node))
 
+    def _axis(self, name: str, size: int = 0) -> Axis:
+        """Return an axis of one part, by default of an open size."""
+        return () if size == 1 else ((name, size if size > 0 else next(self._open_sizes)),)
 
-def follow(
-    graph: Any, constants: Mapping[str, Any], layers: Mapping[int, Layer]
-) -> Mapping[str, Value]:
-    """Return the tensors of a graph by name; `layers` are those read, by the place of their node."""
-    open_sizes = itertools.count(OPEN)
-    declared = {
-        entry.name: [
-            _axis(f"{entry.name} {k}", dim.dim_value if dim.dim_value > 0 else next(open_sizes))
-            for k, dim in enumerate(entry.type.tensor_type.shape.dim[:FEW])
-        ]
-        for entry in (*graph.value_info, *graph.input)
-    }
-    found: dict[str, Value] = defaultdict(Value)
-    for entry in graph.input:
-        found[entry.name] = Value(entry.name, declared[entry.name], origin=GIVEN)
-    for name, tensor in constants.items():
-        whole = tensor.data_type in (6, 7)  # INT32 and INT64, as shapes are
-        is_few = math.prod(tensor.dims) <= FEW and not tensor.external_data
-        numbers = library().numpy_helper.to_array(tensor) if whole and is_few else None
-        found[name] = Value(name, numbers=numbers, only=(tensor,))
-    dtype = min(constants[graph.node[k].input[1]].data_type for k in layers)
-    for k, node in enumerate(graph.node):
-        if not constants.keys().isdisjoint(node.output):
-            continue
-        inputs = [found[name] for name in names_into(node)]
-        origin = max((one.origin for one in inputs), default=CONSTANT)
-        for name in node.output:
-            found[name] = Value(name, declared.get(name, ()), origin=READ if k in layers else origin)
-        first = next(iter(node.output), "")
-        if k in layers:
-            layer = layers[k]
-            x = inputs[0].axes
-            if len(x) != 3:
-                x = [_axis(f"{k} {n}", next(open_sizes)) for n in range(3)]
-                found[node.input[0]] = inputs[0]._replace(axes=x)
-            last = [_axis(f"{k} Y", len(layer.directions)), _axis(f"{k} H", layer.hidden_size)]
-            y = [*x[:2], *last] if layer.batch_first else [x[0], last[0], x[1], last[1]]
-            found[first] = found[first]._replace(axes=y)
-        elif node.domain in DOMAINS:
-            found[first] = _computed(node, inputs, found[first], dtype)
-        found[""] = Value()
-    return found
+    def _add_layer(self, node: Any, layer: Layer) -> None:
+        """Add the axes of Y and, if they are not known, of X."""
+        x = node.input[0]
+        y = next(iter(node.output), "")
+        if len(self.axes[x]) != 3:
+            self.axes[x] = [self._axis(f"{x} {k}") for k in range(3)]
+        first, second, _ = self.axes[x]
+        directions = self._axis(f"{y} directions", len(layer.directions))
+        units = self._axis(f"{y} H", layer.hidden_size)
+        self.axes[y] = [first, directions, second, units]
+        if layer.batch_first:
+            self.axes[y] = [first, second, directions, units]
+        self.above[y] = [first, second, directions + units]
 
-
-def joined(y: Sequence[Axis], batch_first: bool) -> list[Axis]:
-    """Return the axes of Y with directions and H joined, as the X of a layer above has them."""
-    first, second, third, last = y
-    return [first, second, third + last] if batch_first else [first, third, second + last]
-
-
-def _axis(name: str, size: int) -> Axis:
-    return () if size == 1 else ((name, size),)
-
-
-def size(parts: Iterable[Part]) -> int:
-    """Return the size of an axis."""
-    return math.prod(size for _, size in parts)
-
-
-def _computed(node: Any, inputs: Sequence[Value], output: Value, dtype: int) -> Value:
-    """Return the first output of a node, with what follows from its inputs."""
-    options = attributes_of(node)
-    numbers = None
-    if node.op_type in KEEPING:
-        output = output._replace(only=inputs[0].only, origin=inputs[0].origin)
-    if node.op_type == "ConstantOfShape":
-        output = output._replace(only=(options.get("value", np.zeros(1)),), origin=CONSTANT)
-    if node.op_type == "Concat" and all(one.only for one in inputs):
-        only = tuple(itertools.chain(*(one.only for one in inputs)))
-        output = output._replace(only=only if len(only) <= FEW else ())
-    if node.op_type in ARRANGING:
-        axes = _arranged(node, inputs, options, dtype)
-        output = output._replace(root=inputs[0].root, axes=axes)
-    if node.op_type == "Shape":
-        output = output._replace(origin=CONSTANT)
-        if inputs[0].axes:
-            sizes = [*map(size, inputs[0].axes)]
+    def _add(self, node: Any, options: Mapping[str, Any]) -> None:
+        """Add what follows for the first output of a node."""
+        name = node.output[0]
+        source = next(iter(node.input), "")
+        numbers = None
+        if node.op_type in KEEPING:
+            self.only[name] = self.only[source]
+        elif node.op_type == "ConstantOfShape":
+            self.only[name] = (options.get("value", np.zeros(1)),)
+        elif node.op_type == "Concat":
+            parts = [self.only[part] for part in node.input]
+            if all(parts) and sum(map(len, parts)) <= FEW:
+                self.only[name] = tuple(itertools.chain(*parts))
+        if node.op_type in ARRANGING:
+            self.roots[name] = self.roots.get(source, source)
+            self.axes[name] = self._arranged(node, options) or self.axes[name]
+        if node.op_type == "Shape" and self.axes[source]:
+            sizes = [*map(size, self.axes[source])]
             numbers = np.array(sizes[options.get("start") : options.get("end")])
-    elif node.op_type in COUNTING and all(one.numbers is not None for one in inputs):
-        numbers = _evaluated(node, inputs)
-    if isinstance(numbers, np.ndarray) and numbers.dtype.kind in "if" and numbers.size <= FEW:
-        output = output._replace(numbers=numbers, only=(numbers,))
-    return output
+        elif node.op_type in COUNTING and self._numbers.keys() >= {*node.input}:
+            given = {part: self._numbers[part] for part in node.input}
+            try:
+                (numbers,) = package("onnx.reference", "").ReferenceEvaluator(node).run(None, given)
+            except Exception:  # whatever NumPy raises for the numbers of a file
+                return
+        if isinstance(numbers, np.ndarray) and numbers.size <= FEW and numbers.dtype.kind in "if":
+            self._numbers[name] = numbers
+            self.only[name] = (numbers,)
+
+    def _arranged(self, node: Any, options: Mapping[str, Any]) -> Sequence[Axis]:
+        """Return the axes of the first input after a node, or none if they are not known."""
+        source, *others = node.input
+        axes = self.axes[source]
+        above = self.above.get(self.roots.get(source, source), ())
+        operand = self._numbers.get(others[0], ()) if others else options.get("axes", ())
+        given = np.ravel(operand).tolist()
+        match node.op_type:
+            case "Identity":
+                return axes
+            case "Dropout" if len(others) < 2:  # without the input for training
+                return axes
+            case "Cast" if {options["to"]} == self._dtypes:
+                return axes
+            case "Transpose" if sorted(options.get("perm", ())) == [*range(len(axes))]:
+                return [axes[k] for k in options["perm"]]
+            case "Squeeze":
+                given = [size(a) for k, a in enumerate(axes) if not {k, k - len(axes)} & {*given}]
+        # Both keep the order, so that sizes decide: 0 keeps a size, and -1 stands for the rest.
+        if len(given) == 3 and [*itertools.chain(*axes)] == [*itertools.chain(*above)]:
+            found = [
+                size(axes[k]) if n == 0 else size(axis) if n == -1 else n
+                for k, (n, axis) in enumerate(zip(given, above, strict=True))
+            ]
+            return above if found == [*map(size, above)] else ()
+        return ()
 
 
-def _arranged(
-    node: Any, inputs: Sequence[Value], options: Mapping[str, Any], dtype: int
-) -> Sequence[Axis]:
-    """Return the axes of the first input in a new arrangement, or none if it is not known."""
-    axes = inputs[0].axes
-    places = range(len(axes))
-    numbers = inputs[1].numbers if len(inputs) > 1 else options.get("axes", ())
-    given = [] if numbers is None else np.ravel(numbers).tolist()
-    match node.op_type:
-        case "Identity":
-            return axes
-        case "Dropout" if len(inputs) < 3:  # without the input for training
-            return axes
-        case "Cast" if options["to"] == dtype:
-            return axes
-        case "Transpose" if sorted(options.get("perm", ())) == [*places]:
-            return [axes[k] for k in options["perm"]]
-        case "Squeeze" if not any(axes[k] for k in places if k in given or k - len(axes) in given):
-            return [axes[k] for k in places if k not in given and k - len(axes) not in given]
-        case "Reshape":
-            if not options.get("allowzero"):
-                given = [size(axes[k]) if n == 0 and k in places else n for k, n in enumerate(given)]
-            parts = [*itertools.chain(*axes)]
-            if -1 in given and 0 not in given:
-                given[given.index(-1)] = size(parts) // -math.prod(given)
-            new: list[Axis] = []
-            for n in given:
-                new.append(())
-                while parts and size(new[-1]) != n:
-                    new[-1] += (parts.pop(0),)
-            return new if not parts and [*map(size, new)] == given else ()
-    return ()
-
-
-def _evaluated(node: Any, inputs: Sequence[Value]) -> Host | None:
-    """Return the output of a node for few numbers, or None if it cannot be computed."""
-    evaluator = package("onnx.reference", "").ReferenceEvaluator
-    given = dict(zip(node.input, (one.numbers for one in inputs), strict=False))
-    try:
-        return evaluator(node).run(None, given)[0]
-    except Exception:  # whatever NumPy raises for numbers that a file may hold
-        return None
+def size(axis: Iterable[tuple[str, int]]) -> int:
+    """Return the size of an axis, in which a number stands for an open size."""
+    return math.prod(size for _, size in axis)

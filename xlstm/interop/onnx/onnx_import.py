@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +17,12 @@ from xlstm.cells import activations
 from xlstm.data import reading
 from xlstm.data.writing import AnyPath
 from xlstm.interop.common import GATE_COUNTS, Host, Layer, floating, one_dtype, single, stacked
-from xlstm.interop.onnx.dataflow import GIVEN, Value, follow, joined, size
+from xlstm.interop.onnx.dataflow import Tensors, size
 from xlstm.interop.onnx.onnx_export import DIRECTIONS, FLAGS, FUNCTIONS, INPUTS
 from xlstm.interop.onnx.onnx_files import DOMAINS, attributes_of, check, library, parsed, values
 from xlstm.layers.recurrent import KINDS
 
+DEEPEST = 1000  # layers in a stack
 OLDEST = 7  # the first opset with the current LSTM, GRU and RNN
 KINDS_THERE = {kind.upper(): kind for kind in KINDS}  # kinds by operators
 BY_THEIRS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
@@ -92,18 +93,14 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
         raise ValueError(f"{where}: opset is {opset}, expected {OLDEST} or newer")
     graph = model.graph
     constants = _constants(graph)
-    nodes = {
-        k: _read(where, graph.node[k], constants, folder)
-        for k in _chosen(where, graph, node, constants)
-    }
-    tensors = follow(graph, constants, {k: one.layer for k, one in nodes.items()})
-    stack = [*nodes.values()]
-    _check(where, graph, stack, tensors, folder)
-    names = [one.name for one in stack]
-    layer, params = stacked(where, names, [(one.layer, one.params) for one in stack])
+    nodes = _chosen(where, graph, node, constants)
+    read = {k: _read(where, proto, constants, folder) for k, proto in nodes.items()}
+    _check(where, graph, nodes, {k: layer for k, (layer, _) in read.items()}, constants, folder)
+    layer, params = stacked(where, [*map(_name, nodes.values())], [*read.values()])
+    x = next(iter(nodes.values())).input[0]
     if node is None and any(
         before.op_type == "Transpose"
-        and stack[0].inputs["X"] in before.output
+        and x in before.output
         and [entry.ints for entry in before.attribute] == [[1, 0, 2]]
         for before in graph.node
     ):
@@ -111,23 +108,10 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     return layer, params
 
 
-class Node(NamedTuple):
-    """A recurrent node, read as a layer by itself."""
-
-    name: str
-    inputs: dict[str, str]  # names of tensors by the operator's names
-    y: str
-    layer: Layer
-    params: Params
-
-    @property
-    def label(self) -> str:
-        """The operator and the name, for errors."""
-        return f"{type(self.layer).__name__} {shown(self.name)}"
-
-
-def _chosen(where: str, graph: Any, node: str | None, constants: Mapping[str, Any]) -> list[int]:
-    """Return the places of the nodes to read."""
+def _chosen(
+    where: str, graph: Any, node: str | None, constants: Mapping[str, Any]
+) -> dict[int, Any]:
+    """Return the nodes to read, by their places in the graph."""
     nodes = {
         k: n for k, n in enumerate(graph.node) if n.op_type in KINDS_THERE and n.domain in DOMAINS
     }
@@ -135,16 +119,16 @@ def _chosen(where: str, graph: Any, node: str | None, constants: Mapping[str, An
         hint = "PyTorch writes an nn.RNN as one with dynamo=False only"
         raise ValueError(f"{where}: the model has no node LSTM, GRU or RNN ({hint})")
     chosen = {k: n for k, n in nodes.items() if node in (None, _name(n))}
-    if node is not None and len(chosen) != 1:
+    if not 0 < len(chosen) <= (DEEPEST if node is None else 1):
         raise ValueError(
             f"{where}: for node {shown(node)} there are {len(chosen)} recurrent nodes, expected"
             f" one of {few(map(_name, nodes.values()))}"
         )
-    weights = [id(constants.get(name, name)) for n in chosen.values() for name in n.input[1:3]]
-    # each layer has its own parameters, so a small file could take much memory
+    # layers have parameters of their own, so a small file could take much memory
+    weights = [id(constants.get(name)) for n in chosen.values() for name in n.input[1:3]]
     if len(chosen) > 1 and len(set(weights)) < len(weights):
-        raise ValueError(f"{where}: nodes share weights, which layers do not; node= reads one node")
-    return [*chosen]
+        raise ValueError(f"{where}: nodes share weights, expected some for each; node= reads one")
+    return chosen
 
 
 def _constants(graph: Any) -> dict[str, Any]:
@@ -165,61 +149,67 @@ def _name(node: Any) -> str:
     return str(node.name or next(filter(None, node.output), ""))
 
 
+def _label(node: Any) -> str:
+    """Return the operator and the name of a node, for errors."""
+    return f"{node.op_type} {shown(_name(node))}"
+
+
 def _check(
     where: str,
     graph: Any,
-    nodes: Sequence[Node],
-    tensors: Mapping[str, Value],
+    nodes: Mapping[int, Any],
+    layers: Mapping[int, Layer],
+    constants: Mapping[str, Any],
     folder: Path | None,
 ) -> None:
     """Raise ValueError unless nodes compute what a stack of their layers computes."""
-    makers = {name: f"{n.op_type} {shown(_name(n))}" for n in graph.node for name in n.output}
-    checked: dict[tuple[int, int], bool] = {}  # constants that nodes share are read once
-
-    def is_only(what: str, constant: Any, number: int) -> bool:
-        key = (id(constant), number)
-        if key not in checked:
-            is_array = isinstance(constant, np.ndarray)
-            array = constant if is_array else values(what, constant, folder)
-            checked[key] = not np.any(array != number)
-        return checked[key]
-
-    lengths = set()
-    for node in nodes:
-        steps = size(tensors[node.inputs["X"]].axes[node.layer.batch_first])
-        lens = tensors[node.inputs.get("sequence_lens", "")]
-        lengths.add(lens.root if lens.origin == GIVEN else "")
+    tensors = Tensors(graph, constants, layers)
+    makers = {name: _label(proto) for proto in graph.node for name in proto.output}
+    lengths = []
+    for k, proto in nodes.items():
+        steps = size(tensors.axes[proto.input[0]][layers[k].batch_first])
+        inputs = dict(zip(INPUTS, proto.input, strict=False))
         for name, number in (("initial_h", 0), ("initial_c", 0), ("sequence_lens", steps)):
-            tensor = tensors[node.inputs.get(name, "")]
-            if name not in node.inputs or tensor.origin == GIVEN:
-                continue
-            what = f"{where}: {node.label}: {name}"
-            if not tensor.only or not all(is_only(what, one, number) for one in tensor.only):
-                came = "a constant" if tensor.only else f"computed by {makers[tensor.root]}"
-                words = "the number of steps" if name == "sequence_lens" else "0"
+            source = inputs.get(name, "")
+            what = f"{where}: {_label(proto)}: {name}"
+            is_given = source in tensors.given - tensors.read
+            only = tensors.only[source]
+            default = only and all(_is_only(what, constant, number, folder) for constant in only)
+            if source and not is_given and not default:
+                came = "a constant" if only else f"computed by {makers.get(source, 'no node')}"
+                words = "the number of steps" if number else "0"
                 raise ValueError(
                     f"{what} is {came} other than {words}, which a layer cannot hold, expected"
                     f" {words} or an input"
                 )
-    names = few(node.name for node in nodes)
-    if len(lengths) > 1:
-        raise ValueError(f"{where}: sequence_lens differ between nodes; node= reads one of {names}")
-    for before, after in pairwise(nodes):
-        x = tensors[after.inputs["X"]]
-        y = tensors[before.y]
-        if x.root != y.root or [*x.axes] != joined(y.axes, before.layer.batch_first):
-            source = makers.get(x.root, shown(after.inputs["X"]))
-            raise ValueError(
-                f"{where}: {after.label}: X comes from {source}, expected from Y of {before.label}"
-                f" with axes (time, batch, directions * H); node= reads one of {names}"
+        lengths.append(tensors.roots.get(source, source) if is_given else "")
+    for (before, lens), (after, others) in pairwise(zip(nodes.values(), lengths, strict=True)):
+        x = after.input[0]
+        root = tensors.roots.get(x, x)
+        problem = "" if lens == others else f"sequence_lens is another one than of {_label(before)}"
+        if root not in before.output[:1] or tensors.axes[x] != tensors.above[root]:
+            problem = (
+                f"X comes from {makers.get(root, shown(root))}, expected from Y of {_label(before)}"
+                " with axes (time, batch, directions * H)"
             )
+        if problem:
+            names = few(map(_name, nodes.values()))
+            raise ValueError(f"{where}: {_label(after)}: {problem}; node= reads one of {names}")
 
 
-def _read(where: str, proto: Any, constants: dict[str, Any], folder: Path | None) -> Node:
+def _is_only(what: str, constant: Any, number: int, folder: Path | None) -> bool:
+    """Return whether a constant, which errors call `what`, has one number as all its values."""
+    array = constant if isinstance(constant, np.ndarray) else values(what, constant, folder)
+    return not np.any(array != number)
+
+
+def _read(
+    where: str, proto: Any, constants: Mapping[str, Any], folder: Path | None
+) -> tuple[Layer, Params]:
     """Return a node as a layer; raise ValueError or TypeError for wrong attributes, inputs or
     shapes.
     """
-    where = f"{where}: {proto.op_type} {shown(_name(proto))}"
+    where = f"{where}: {_label(proto)}"
     inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
     attributes = _attributes(where, proto)
     arrays: dict[str, Host] = {}
@@ -247,8 +237,7 @@ def _read(where: str, proto: Any, constants: dict[str, Any], folder: Path | None
     }
     for name, array in arrays.items():
         checks.shape(where, name, array, {"directions": len(directions), **expected[name]})
-    layer, params = _layer(where, kind, attributes, arrays, directions)
-    return Node(_name(proto), inputs, next(iter(proto.output), ""), layer, params)
+    return _layer(where, kind, attributes, arrays, directions)
 
 
 def _layer(
