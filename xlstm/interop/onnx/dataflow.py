@@ -142,12 +142,11 @@ class Tensors:
             case "Squeeze":
                 given = [size(a) for k, a in enumerate(axes) if not {k, k - len(axes)} & {*given}]
         # Both keep the order, so that sizes decide: 0 keeps a size, and -1 stands for the rest.
-        if len(given) == 3 and [*itertools.chain(*axes)] == [*itertools.chain(*above)]:
-            found = [
-                size(axes[k]) if n == 0 else size(axis) if n == -1 else n
-                for k, (n, axis) in enumerate(zip(given, above, strict=True))
-            ]
-            return above if found == [*map(size, above)] else ()
+        if len(given) == len(above) and [*itertools.chain(*axes)] == [*itertools.chain(*above)]:
+            wanted = [*map(size, above)]
+            kept = [*map(size, axes), *given]
+            found = [kept[k] if n == 0 else wanted[k] if n == -1 else n for k, n in enumerate(given)]
+            return above if found == wanted else ()
         return ()
 
 

@@ -125,8 +125,8 @@ def _chosen(
             f" one of {few(map(_name, nodes.values()))}"
         )
     # layers have parameters of their own, so a small file could take much memory
-    weights = [id(constants.get(name)) for n in chosen.values() for name in n.input[1:3]]
-    if len(chosen) > 1 and len(set(weights)) < len(weights):
+    names = [name for n in chosen.values() for name in n.input[1:3] if name in constants]
+    if len(chosen) > 1 and len({id(constants[name]) for name in names}) < len(names):
         raise ValueError(f"{where}: nodes share weights, expected some for each; node= reads one")
     return chosen
 
