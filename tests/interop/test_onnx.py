@@ -540,7 +540,7 @@ def test_weights_of_many_bytes_are_in_a_second_file(tmp_path, monkeypatch, rng):
     assert fails.called
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
     monkeypatch.setattr(OnnxGraph, "open", None)
-    with pytest.raises(ValueError, match="path is None, expected a path, .* not 10176$"):
+    with pytest.raises(ValueError, match=r"path is None, expected a path, .* not 10176$"):
         to_onnx(layer, params)
 
 

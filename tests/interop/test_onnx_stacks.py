@@ -189,7 +189,9 @@ class Edited:
         self.params = layer.init(backend="numpy", seed=0)
         self.model = to_onnx(layer, self.params, state=False)
         self.graph = self.model.graph
-        for dim, size in zip(self.graph.input[0].type.tensor_type.shape.dim, declared, strict=False):
+        for dim, size in zip(
+            self.graph.input[0].type.tensor_type.shape.dim, declared, strict=False
+        ):
             if size is not None:
                 dim.dim_value = size
         self.graph.input.append(onnx.helper.make_tensor_value_info("given", 6, ["B"]))
@@ -250,7 +252,13 @@ ORDER = COMPUTED.format(r"GRU '0\.Y'")
     [
         (lambda e, y: e.node("Dropout", y), (), ""),
         (lambda e, y: e.node("Cast", e.node("Identity", y), to=1), (), ""),
-        (lambda e, y: e.node("Transpose", e.node("Transpose", y, perm=[1, 2, 0]), perm=[2, 0, 1]), (), ""),
+        (
+            lambda e, y: e.node(
+                "Transpose", e.node("Transpose", y, perm=[1, 2, 0]), perm=[2, 0, 1]
+            ),
+            (),
+            "",
+        ),
         (reshaped("0", "1", -1), (), ""),
         (reshaped(T, B, H), (T, B), ""),
         (reshaped(T, -1, H), (T, None), ""),

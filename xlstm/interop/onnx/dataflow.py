@@ -29,7 +29,17 @@ WHOLE = (6, 7)  # INT32 and INT64
 ARRANGING = ("Cast", "Dropout", "Identity", "Reshape", "Squeeze", "Transpose")
 KEEPING = (*ARRANGING, "Expand", "Slice", "Tile", "Unsqueeze")
 SHAPING = ("ConstantOfShape", "Shape")
-COUNTING = ("Cast", "Concat", "Constant", "Gather", "Mul", "Reshape", "Slice", "Squeeze", "Unsqueeze")
+COUNTING = (
+    "Cast",
+    "Concat",
+    "Constant",
+    "Gather",
+    "Mul",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+)
 
 
 class Tensors:
@@ -44,7 +54,8 @@ class Tensors:
         # the axes of each Y with directions and H joined, as X of a layer above has them
         self.above: dict[str, Sequence[Axis]] = {}
         # tensors of the file, or numbers, among which are all their values
-        self.only = defaultdict(tuple, {name: (tensor,) for name, tensor in constants.items()})
+        self.only: dict[str, tuple[Any, ...]] = defaultdict(tuple)
+        self.only.update((name, (tensor,)) for name, tensor in constants.items())
         # those whose values depend on inputs of the model, and on layers that are read
         self.given = {entry.name for entry in graph.input} - constants.keys()
         self.read: set[str] = set()
@@ -116,7 +127,11 @@ class Tensors:
         elif node.op_type in COUNTING and self._numbers.keys() >= {*node.input}:
             given = {part: self._numbers[part] for part in node.input}
             try:
-                (numbers,) = package("onnx.reference", "").ReferenceEvaluator(node).run(None, given)
+                (numbers,) = (
+                    package("onnx.reference", "onnx is too old")
+                    .ReferenceEvaluator(node)
+                    .run(None, given)
+                )
             except Exception:  # whatever NumPy raises for the numbers of a file
                 return
         if isinstance(numbers, np.ndarray) and numbers.size <= FEW and numbers.dtype.kind in "if":
@@ -145,7 +160,9 @@ class Tensors:
         if len(given) == len(above) and [*itertools.chain(*axes)] == [*itertools.chain(*above)]:
             wanted = [*map(size, above)]
             kept = [*map(size, axes), *given]
-            found = [kept[k] if n == 0 else wanted[k] if n == -1 else n for k, n in enumerate(given)]
+            found = [
+                kept[k] if n == 0 else wanted[k] if n == -1 else n for k, n in enumerate(given)
+            ]
             return above if found == wanted else ()
         return ()
 

@@ -112,7 +112,8 @@ def to_onnx(
         The parameters of a layer or model, on any backend; float64 is rounded to float32. Leave it
         out for an estimator, which has its own.
     path : path, optional
-        The file to write, completely or not at all.
+        The file to write, completely or not at all. If the weights take more than 2 GB, they are in
+        a second file, named after the first with `.data` appended, and the result refers to it.
     lengths : bool
         Whether to add an input `lengths` (B,) of int32. Beyond the end of a sequence, `y` is then
         zero, and the final state is the state at the end.
@@ -140,10 +141,13 @@ def to_onnx(
 
     Raises
     ------
-    ValueError A cell of your own uses a function that has no form in ONNX. Parameters are missing,
-    surplus or misshapen. An option does not apply to the layer, or `resets` is True. The installed
-    onnx does not know the opset. A forecaster uses the calendar, holidays or columns of text.
-    TypeError `layer` is not a layer or a model, nor an estimator that can be saved to a file.
+    ValueError
+        A cell of your own uses a function that has no form in ONNX. Parameters are missing, surplus
+        or misshapen. An option does not apply to the layer, or `resets` is True. The weights take
+        more than 2 GB, and there is no `path`. The installed onnx does not know the opset. A
+        forecaster uses the calendar, holidays or columns of text.
+    TypeError
+        `layer` is not a layer or a model, nor an estimator that can be saved to a file.
     OSError
         The file cannot be written.
     ImportError

@@ -63,11 +63,12 @@ def finish(model: Any, weights: Mapping[str, Host], path: AnyPath | None) -> Non
     with writing.foreach(beside, path) as (data, file):
         with open(data, "wb") as stream:
             for name, a in weights.items():
+                # of FLOAT, EXTERNAL
                 tensor = tensors.add(name=name, dims=a.shape, data_type=1, data_location=1)
                 place = {"location": beside.name, "offset": stream.tell(), "length": a.nbytes}
                 for key, value in place.items():
                     tensor.external_data.add(key=key, value=str(value))
-                stream.write(a)
+                stream.write(a.data)
         file.write_bytes(model.SerializeToString())
 
 

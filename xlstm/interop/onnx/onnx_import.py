@@ -1,4 +1,4 @@
-"""Import of an LSTM, GRU or RNN node of an ONNX model as a layer and its parameters."""
+"""Import of the LSTM, GRU or RNN nodes of an ONNX model as a layer and its parameters."""
 
 from __future__ import annotations
 
@@ -35,19 +35,24 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 @reading.brief()
 def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[Layer, Params]:
-    """Convert a recurrent node of an ONNX model to a layer and its parameters.
+    """Convert the recurrent nodes of an ONNX model to a layer and its parameters.
 
-    Nodes of other operators are not read. Nor are initial states and `sequence_lens`: give them to
-    `layer.forward` as `state` and `lengths`. With `input_forget`, the unused rows of the forget
-    gate are left out. FLOAT16 becomes float32.
+    A stack becomes one layer with `num_layers`: each node takes the Y of the one before it, and the
+    nodes have the same operator and options. Between them there may be nodes that keep all values
+    in their order: Transpose, Reshape, Squeeze, Identity, Dropout, and Cast to the same type. Nodes
+    before and after the stack are not read, so a head is left out.
+
+    Initial states and `sequence_lens` that are inputs of the model, or are computed from them, are
+    not read: give them to `layer.forward` as `state` and `lengths`. With `input_forget`, the unused
+    rows of the forget gate are left out. FLOAT16 becomes float32.
 
     Parameters
     ----------
     path_or_model : path or onnx.ModelProto
         The model, or its file.
     node : str, optional
-        The name of the node or, if it has none, of its first output. By default it is the only
-        recurrent node of the model. Only in this case, an input that is transposed from batch first
+        The name of one node or, if it has none, of its first output. By default all recurrent
+        nodes of the model are read. Only in this case, an input that is transposed from batch first
         gives the layer `batch_first=True`; with `node` it does not.
 
     Returns
@@ -62,10 +67,11 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     OSError
         The file, or a file of external data that it names, does not exist.
     ValueError, TypeError
-        The file is not an ONNX model. There is no such node, or there are several and none is
-        named. An attribute is unknown or has an unknown value. An initial state is a constant other
-        than 0. A weight is not a constant, is damaged or misshapen, or is external data outside of
-        the model's folder.
+        The file is not an ONNX model. There is no such node, or there are several that are no stack
+        of at most 1000 layers. An attribute is unknown or has an unknown value. Without any input,
+        the graph computes an initial state that is not known to be 0, or `sequence_lens` that are
+        not known to be the number of steps. A weight is not a constant, is damaged or misshapen, or
+        is external data outside of the model's folder.
     ImportError
         The package onnx is not installed.
 
@@ -73,10 +79,10 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     --------
     >>> import xlstm
     >>> from xlstm.interop.onnx import from_onnx, to_onnx
-    >>> gru = xlstm.GRU(3, 8, bidirectional=True)
+    >>> gru = xlstm.GRU(3, 8, num_layers=2)
     >>> layer, params = from_onnx(to_onnx(gru, gru.init(backend="numpy")))
-    >>> layer.bidirectional, params["0.Wx"].shape
-    (True, (24, 3))
+    >>> layer.num_layers, params["1.Wx"].shape
+    (2, (24, 8))
     """
     where = "from_onnx"
     model = path_or_model
@@ -120,9 +126,10 @@ def _chosen(
         raise ValueError(f"{where}: the model has no node LSTM, GRU or RNN ({hint})")
     chosen = {k: n for k, n in nodes.items() if node in (None, _name(n))}
     if not 0 < len(chosen) <= (DEEPEST if node is None else 1):
+        most = f"at most {DEEPEST}" if node is None else "one"
         raise ValueError(
             f"{where}: for node {shown(node)} there are {len(chosen)} recurrent nodes, expected"
-            f" one of {few(map(_name, nodes.values()))}"
+            f" {most} of {few(map(_name, nodes.values()))}"
         )
     # layers have parameters of their own, so a small file could take much memory
     names = [name for n in chosen.values() for name in n.input[1:3] if name in constants]
@@ -165,6 +172,7 @@ def _check(
     """Raise ValueError unless nodes compute what a stack of their layers computes."""
     tensors = Tensors(graph, constants, layers)
     makers = {name: _label(proto) for proto in graph.node for name in proto.output}
+    given = tensors.given - tensors.read
     lengths = []
     for k, proto in nodes.items():
         steps = size(tensors.axes[proto.input[0]][layers[k].batch_first])
@@ -172,17 +180,16 @@ def _check(
         for name, number in (("initial_h", 0), ("initial_c", 0), ("sequence_lens", steps)):
             source = inputs.get(name, "")
             what = f"{where}: {_label(proto)}: {name}"
-            is_given = source in tensors.given - tensors.read
             only = tensors.only[source]
             default = only and all(_is_only(what, constant, number, folder) for constant in only)
-            if source and not is_given and not default:
+            if source and source not in given and not default:
                 came = "a constant" if only else f"computed by {makers.get(source, 'no node')}"
                 words = "the number of steps" if number else "0"
                 raise ValueError(
                     f"{what} is {came} other than {words}, which a layer cannot hold, expected"
                     f" {words} or an input"
                 )
-        lengths.append(tensors.roots.get(source, source) if is_given else "")
+        lengths.append(tensors.roots.get(source, source) if source in given else "")
     for (before, lens), (after, others) in pairwise(zip(nodes.values(), lengths, strict=True)):
         x = after.input[0]
         root = tensors.roots.get(x, x)
