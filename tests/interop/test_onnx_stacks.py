@@ -151,6 +151,14 @@ def test_export_computes_what_onnxruntime_does(kind, opset, words, rng):
             xlstm.LSTM(D, H, 2, bidirectional=True, batch_first=True, recurrent_bias=True),
         ),
         ("dynamo-lstm-two-dropout", xlstm.LSTM(D, H, 2, batch_first=True, recurrent_bias=True)),
+        (
+            "torchscript-lstm-3-bidirectional-batch_first-dynamic",
+            xlstm.LSTM(D, H, 3, bidirectional=True, batch_first=True, recurrent_bias=True),
+        ),
+        (
+            "torchscript-rnn-2-relu-batch_first-dynamic-state",
+            xlstm.RNN(D, H, 2, activations="relu", batch_first=True, bias=False),
+        ),
         ("dynamo-gru-1-dynamic-constant", "initial_h is a constant other than 0"),
         ("dynamo-lstm-two-relu", "X comes from Relu 'node_relu', expected from Y of LSTM"),
         ("dynamo-rnn-1", "no node LSTM, GRU or RNN"),
