@@ -13,6 +13,7 @@ import pytest
 import xlstm
 from tests.attacks import damage
 from tests.attacks.bounds import examples, refusal
+from tests.conftest import DATA
 from xlstm.interop.onnx import from_onnx, to_onnx
 
 onnx = pytest.importorskip("onnx")
@@ -82,6 +83,38 @@ def long_operator(model):
     model.graph.node.insert(0, helper.make_node("R" * 2_000_000, ["x"], ["z"]))
 
 
+def tied_layers(model, width=700, layers=600):
+    """Nodes in a true stack that all have the same two large matrices."""
+    nodes = [helper.make_node("RNN", ["x", "W", "W"], ["y0"])]
+    for k in range(1, layers):
+        nodes.append(helper.make_node("Squeeze", [f"y{k - 1}", "axes"], [f"x{k}"]))
+        nodes.append(helper.make_node("RNN", [f"x{k}", "W", "W"], [f"y{k}"]))
+    constants = [array(np.ones((1, width, width), np.float32), "W"), array(np.array([1]), "axes")]
+    x = helper.make_tensor_value_info("x", 1, ["T", "B", width])
+    graph = helper.make_graph(nodes, "graph", [x], [], constants)
+    model.CopyFrom(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
+
+
+def between(*operators, **attributes):
+    """Put a chain of nodes in front of the second of two layers; a None is an input twice."""
+
+    def spoil(model):
+        model.CopyFrom(written(num_layers=2))
+        place, second = [(k, n) for k, n in enumerate(model.graph.node) if n.op_type == "LSTM"][1]
+        before = second.input[0]
+        for k, (operator, *inputs) in enumerate(operators):
+            names = [name or before for name in inputs]
+            options = {} if operator == "Shape" else attributes
+            new = helper.make_node(operator, names, [f"between {k}"], **options)
+            model.graph.node.insert(place + k, new)
+            before = f"between {k}"
+        second.input[0] = before
+
+    return spoil
+
+
 def nodes_by_the_thousand(model):
     for k in range(2000):
         copy = model.graph.node.add()
@@ -95,6 +128,15 @@ def huge_state(model):
     state.dims[:] = [1, 10**6, 10**6]
     model.graph.initializer.append(state)
     node(model).input[5] = "state"
+
+
+def doubled_state(model):
+    """Zeros that are doubled forty times."""
+    model.graph.initializer.append(array(np.zeros((1, 1, 4), np.float32), "z0"))
+    for k in range(40):
+        one = helper.make_node("Concat", [f"z{k}"] * 2, [f"z{k + 1}"], axis=0)
+        model.graph.node.insert(k, one)
+    node(model).input[5] = "z40"
 
 
 def alpha_of_nothing(model):
@@ -119,6 +161,17 @@ HOSTILE = {
         "activations has 150000 names, expected 3",
     ),
     "many nodes": (nodes_by_the_thousand, "there are 2001 recurrent nodes"),
+    "tied layers": (tied_layers, "nodes share weights"),
+    "long chain": (between(*[("Transpose", None)] * 9000, perm=[1, 0, 2, 3]), "X comes from LSTM"),
+    "doubled shapes": (
+        between(("Shape", None), *[("Concat", None, None)] * 40, axis=0),
+        "X comes from Concat",
+    ),
+    "squared shapes": (
+        between(("Shape", "0.Y"), *[("Mul", None, None)] * 40),
+        "X comes from Mul",
+    ),
+    "doubled state": (doubled_state, "initial_h is computed by Concat"),
     "too few bytes": (shaped("0.W", [1, 16, 3], bytes(188)), UNSOUND),
     "huge declared state": (huge_state, UNSOUND),
     "long operator": (long_operator, UNSOUND),
@@ -272,6 +325,8 @@ def sound():
         written("GRU", bidirectional=True, batch_first=True),
         written("RNN", activations="leaky_relu(0.3)"),
         written("LSTM", peepholes=True, clip=1.0, bias=False),
+        *(onnx.load(path) for path in sorted((DATA / "onnx").glob("dynamo-*-dynamic*.onnx"))),
+        written("GRU", num_layers=3, bidirectional=True),
     ]
 
 

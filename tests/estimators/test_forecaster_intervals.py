@@ -1,5 +1,6 @@
 """Quantiles, sample paths, and forecasts beyond the horizon."""
 
+import collections
 import copy
 from dataclasses import replace
 from statistics import NormalDist
@@ -8,8 +9,18 @@ import numpy as np
 import pytest
 
 from tests.estimators.conftest import LEARNS, QUICK
-from xlstm.estimators import Forecaster, intervals
+from xlstm.data.panels import Panel
+from xlstm.data.time_series import Covariates
+from xlstm.estimators import (
+    Forecaster,
+    evaluation,
+    intervals,
+    linear,
+    sampling,
+    smoothing,
+)
 from xlstm.estimators.intervals import Intervals
+from xlstm.models.sequence import SequenceModel
 
 
 def test_intervals_cover_what_they_promise():
@@ -109,6 +120,68 @@ def test_forecasts_beyond_the_horizon_begin_with_those_of_the_horizon(fitted, va
     np.testing.assert_allclose(
         np.quantile(paths[:, 6:], fitted.quantiles, axis=0).T, far[6:], atol=0.6
     )
+
+
+def test_a_round_costs_what_it_adds(fitted, values, monkeypatch):
+    """Smoothing reads each value once, and paths go through each method together, however many
+    steps and paths there are. A network that does not forecast is not run.
+    """
+    calls = collections.Counter()
+
+    def count(owner, name):
+        function = getattr(owner, name)
+
+        def counted(*args, **options):
+            calls[name] += 1
+            return function(*args, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(smoothing, "step")
+    count(linear, "_design")
+    count(SequenceModel, "forward")
+    smooth = {**LEARNS, "candidates": ("linear", "smoothing"), "season": 0}
+    smooth = Forecaster(**smooth).fit(values)
+    for steps in (60, 120):
+        for forecaster, of_smoothing in ((fitted, False), (smooth, True)):
+            for before, n in ((0, None), (1, 5), (1, 50)):  # `sample` also forecasts the intervals
+                rounds = before + steps // 6
+                calls.clear()
+                forecaster.sample(values, n, steps) if n else forecaster.predict(values, steps)
+                expected = {"_design": rounds, "forward": rounds}
+                if of_smoothing:
+                    rows = (1 + before) * len(values) + steps - 6
+                    expected = {"_design": rounds, "step": rows}
+                assert calls == expected
+
+
+def test_each_path_is_that_of_a_longer_series(rng, monkeypatch):
+    """Fed back beyond the horizon, with two targets and covariates: as if it had been observed."""
+    time = np.arange(330)
+    price = rng.normal(size=330)
+    values = 50 + price[:300, None] + 5 * np.sin(time[:300, None] / 6 * np.pi)
+    values = values + rng.normal(size=(300, 2)).cumsum(axis=0) / 5
+    values[[40, 299]] = np.nan
+    wind = rng.normal(size=300)
+    names = ["linear", "smoothing", "theta", "network"]
+    options = {**QUICK, "candidates": names, "season": 12, "dtype": "float64"}
+    forecaster = Forecaster(**options).fit(values, past=wind, future=price)
+    monkeypatch.setattr(smoothing, "ROWS", 200)  # a series may be longer
+    rise = np.arange(9)
+    monkeypatch.setattr(sampling, "draw", lambda q, *_: q[rise % len(q), ..., rise])
+    paths = forecaster.sample(values, 9, 24, past=wind, future=price)  # each has its own level
+    p = forecaster.predictor_
+    (series,) = Panel.from_arrays("test", values, Covariates(wind, price)).read("test", 6)
+    units = forecaster.scaling_.of([series], [], 12)[0]
+    N = len(series.values)
+    width = evaluation.rolling(p, series, units, N, N + 1)[1]
+    for k, path in enumerate(paths):
+        longer = np.concatenate((series.known, path))
+        past = np.concatenate((series.past, np.repeat(series.past[-1:], 24, axis=0)))
+        longer = series._replace(values=longer, known=longer, past=past)
+        mean = p.forecast(longer, units, N + np.arange(0, 24, 6))
+        found = p.quantiles(mean, width)[..., k]
+        np.testing.assert_allclose(path.reshape(4, 6, 2), found, rtol=1e-10)
 
 
 def test_forecasts_that_overflow_are_an_error(fitted, values):

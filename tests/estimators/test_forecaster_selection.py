@@ -133,8 +133,12 @@ def test_smoothing_is_that_of_the_layer(rng):
         gammas = [0.7 * 0.4] * len(periods)
         numbers = np.array([[*gammas, 0.3, 0.3 * 0.2, 0.9, 0.0]]).T
         for begin in (0, 30):
-            ahead = smoothing.smoothed(layer, numbers, values, 12, begin)
-            np.testing.assert_allclose(ahead[:, 0], expected[begin:], rtol=1e-12)
+            smoother = smoothing.Smoother(layer, numbers, 12)
+            parts = [
+                smoother.ahead(x[:, None], k) for x, k in ((values[:33], begin), (values[33:], 0))
+            ]
+            np.testing.assert_allclose(parts[0][:, 0], expected[begin:33], rtol=1e-12)
+            np.testing.assert_allclose(parts[1][:, 0], expected[33:], rtol=1e-12)
 
 
 def test_smoothing_does_not_see_later_rows(rng):
@@ -163,12 +167,15 @@ def test_theta_adds_half_of_the_slope_of_a_line(rng):
     """Hyndman & Billah 2003: simple exponential smoothing with drift."""
     values = np.cumsum(rng.standard_normal((30, 1)), axis=0)
     layer = ExponentialSmoothing(4)
-    ahead = [
-        smoothing.smoothed(layer, np.array([[0.4, 0.0, 0.0, drift]]).T, values, 10)[-1, 0, 0]
-        for drift in (0.0, 0.5)
-    ]
-    slope = np.polyfit(np.arange(30), values[:, 0], 1)[0]
-    np.testing.assert_allclose(ahead[1] - ahead[0], slope / 2 * np.arange(1, 5), rtol=1e-9)
+    ahead = []
+    for drift in (0.0, 0.5):
+        smoother = smoothing.Smoother(layer, np.array([[0.4, 0.0, 0.0, drift]]).T, 10)
+        parts = [smoother.ahead(x[:, None])[-1, 0, 0] for x in (values[:20], values[20:])]
+        ahead.append(parts)
+    for k, rows in enumerate((20, 30)):
+        slope = np.polyfit(np.arange(rows), values[:rows, 0], 1)[0]
+        rise = ahead[1][k] - ahead[0][k]
+        np.testing.assert_allclose(rise, slope / 2 * np.arange(1, 5), rtol=1e-9)
 
 
 def test_weights_are_those_of_errors():

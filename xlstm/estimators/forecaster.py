@@ -941,16 +941,16 @@ quantiles, linear_baseline, season, calendar, least, refit
             self._check_learned("to draw paths")
         rng = np.random.default_rng(seed)
         H = p.settings.horizon
-        ahead: Values = np.empty((n, -(-steps // H) * H, self.n_targets_))
+        carried = replace(p, combination=p.combination.carried(len(series.values)))
+        ahead: Values = np.empty((-(-steps // H) * H, n, self.n_targets_))
         for t in sampling.announced(steps, H):
-            past = ahead[: n if t else 1, :t]
-            values = p.finished(*sampling.before(p, series, units, past))
+            values = sampling.after(carried, series, units, ahead[:t, : n if t else 1])
             if width is not None:
                 quantiles = p.quantiles(values, width)
                 drawn = sampling.draw(quantiles, p.settings.quantiles, self.ranks_, rng, n)
                 values = p.limited(predictor.finite(drawn))
-            ahead[:, t : t + H] = values
-        return ahead[:, :steps]
+            ahead[t : t + H] = values.swapaxes(0, 1)
+        return ahead[:steps].swapaxes(0, 1)
 
 
 def _follows(before: TimeSeries, later: TimeSeries) -> bool:

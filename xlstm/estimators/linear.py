@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,9 +58,9 @@ class LinearBaseline:
     ridge: float = 0.0
     covariate_ridge: float = 0.0
 
-    def repeated(self, n: int) -> LinearBaseline:
-        """Return the baseline for n copies of the targets."""
-        return replace(self, coefficients=np.tile(self.coefficients, (n, 1, 1)))
+    def carried(self, rows: int) -> LinearBaseline:
+        """Return the baseline for a series that grows: it is the same, since it has no state."""
+        return self
 
     @property
     def reach(self) -> int:
@@ -70,7 +70,11 @@ class LinearBaseline:
     def apply(
         self, series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins
     ) -> Values:
-        """Return the forecasts (M, H, C) after each origin, minus the last value, in `units`."""
+        """Return the forecasts (M or n, H, C) after each origin, or after n paths, minus the last
+        value, in `units`.
+
+        Paths are n * C columns, those of the first path first, and have one origin.
+        """
         changes: Values = forecasts([self], series, scaling, units, origins)[0]
         return changes
 
@@ -93,7 +97,8 @@ def forecasts(
         at = origins[k : k + rows]
         by_target = []
         for c in range(C):
-            same, by_step = _design(lines[0], series, scaling, units, at, H, c)
+            known = series.known[:, c::C]  # (N, n)
+            same, by_step = _design(lines[0], series, scaling, units[c], at, H, known)
             own, others = np.split(coefficients[:, c], [same.shape[1]], axis=2)
             ahead = same @ np.swapaxes(own, 1, 2)
             if others.shape[2]:
@@ -152,7 +157,7 @@ def fit(
     by_target = []
     for c in range(change.shape[2]):
         designs = [
-            _design(line, series, rolling.scaling, units, at, H, c)
+            _design(line, series, rolling.scaling, units[c], at, H, series.known[:, [c]])
             for series, units, at, _ in parts
         ]
         same, by_step = (np.concatenate(part) for part in zip(*designs, strict=True))
@@ -204,50 +209,52 @@ def _design(
     line: LinearBaseline,
     series: TimeSeries,
     scaling: SeriesScaling,
-    units: Values,
+    unit: float,
     origins: Origins,
     horizon: int,
-    c: int,
+    known: Values,
 ) -> tuple[Values, Values]:
-    """Return the inputs that all steps ahead share, (M, K - F), and the inputs of each step, (M, H,
-    F).
+    """Return the inputs that all steps ahead share, (M * n, K - F), and the inputs of each step, (M
+    * n, H, F).
 
-    Before its beginning, a series counts as constant. The last row of the covariates replaces
-    missing ones.
+    The target has n paths `known` (N, n), and there is one path or one origin. Before its
+    beginning, a series counts as constant. The last row of the covariates replaces missing ones.
     """
-    column = series.known[:, c]
-    last = column[origins - 1]
+    last = known[origins - 1]
     steps = np.arange(1, horizon + 1)
-    before = [column[np.maximum(origins[:, None] - np.arange(line.order, 1, -1), 0)]]
+    before = [known[np.maximum(origins[:, None] - np.arange(line.order, 1, -1), 0)]]
     ahead = []
     for m, width in _sources(line.seasons):
-        values = _averaged(column, width)
+        values = _averaged(known, width)
         before.append(values[np.maximum(origins - 1 - m, 0)][:, None])
         rows = origins[:, None] - 1 + steps - m * -(-(steps + width) // m)
-        ahead.append(values[np.maximum(rows, 0)])
-    lags = _relative(np.concatenate(before, axis=1), last[:, None], units[c])
+        ahead.append(_relative(values[np.maximum(rows, 0)], last, unit)[..., None])
+    lags = _relative(np.concatenate(before, axis=1), last, unit)
     static = standard(series.static, scaling.static)
     others = np.concatenate(([1.0], static))
-    others = np.broadcast_to(others, (len(origins), len(others)))
+    others = np.broadcast_to(others, (len(lags), len(others)))
     rows = np.minimum(origins[:, None] + steps - 1, len(series.future) - 1)
-    by_step = [_relative(values, last[:, None], units[c])[..., None] for values in ahead]
-    by_step.append(standard(series.future[rows], scaling.future))
-    return np.concatenate((lags, others), axis=1), np.concatenate(by_step, axis=2)
+    future = standard(series.future[rows], scaling.future)
+    ahead.append(np.broadcast_to(future, (len(lags), *future.shape[1:])))
+    return np.concatenate((lags, others), axis=1), np.concatenate(ahead, axis=2)
 
 
 def _relative(values: Values, last: Values, unit: float) -> Values:
-    return np.clip((values - last) / unit, -FAR, FAR)
+    """Return values (M, K, n) as inputs (M * n, K): relative to the last ones (M, n), in units."""
+    M, K, n = values.shape
+    scaled = np.clip((values - last[:, None]) / unit, -FAR, FAR)
+    return np.reshape(np.matrix_transpose(scaled), (M * n, K))
 
 
-def _averaged(column: Values, width: int) -> Values:
-    """Return the averages of values (N,), each with `width` values on both sides."""
+def _averaged(known: Values, width: int) -> Values:
+    """Return the averages of values (N, n), each with `width` values on both sides."""
     if width == 0:
-        return column
-    total = np.concatenate(([0.0], np.cumsum(column)))
-    rows = np.arange(len(column))
+        return known
+    total = np.concatenate((np.zeros((1, known.shape[1])), np.cumsum(known, axis=0)))
+    rows = np.arange(len(known))
     begin = np.maximum(rows - width, 0)
-    end = np.minimum(rows + width + 1, len(column))
-    averages: Values = (total[end] - total[begin]) / (end - begin)
+    end = np.minimum(rows + width + 1, len(known))
+    averages: Values = (total[end] - total[begin]) / (end - begin)[:, None]
     return averages
 
 

@@ -24,6 +24,7 @@ from xlstm.models.sequence import SequenceModel, sequence_model
 
 # scale of the head's initial weights: small, so that the first forecasts are near the average
 HEAD = 0.1
+HEAD_WEIGHTS = ("head.W", "head.b")
 NARROWEST = 1e-3  # least unit of residuals, as a share of a window's scale
 
 
@@ -159,41 +160,29 @@ class Predictor:
         `units` (C,) are those of `SeriesScaling.of`. A forecast that is not finite raises
         FloatingPointError.
         """
-        return self.finished(*self.before(series, units, origins))
+        return self.finished(self.base(series, units, origins), series, units, origins)
 
-    def finished(self, x: Array, base: Values, scale: Values) -> Values:
-        """Return the mean forecasts from the three results of `before`."""
-        return finite(self.after(self._output(x), base, scale))
+    def finished(self, base: Values, series: TimeSeries, units: Values, origins: Origins) -> Values:
+        """Return the mean forecasts (M, H, C) from those without the network, `base`.
 
-    def before(
-        self, series: TimeSeries, units: Values, origins: Origins
-    ) -> tuple[Array, Values, Values]:
-        """Return windows (T, M, D) as the network sees them, the forecast without the network (M,
-        H, C), and the scale (M, C).
+        A network that `fit` has rejected has a head of zeros, and is not run.
         """
-        x, scale = self.windows(series, units, origins)
-        return x, self.base(series, units, origins), scale
+        if any(np.any(to_numpy(self.params[name])) for name in HEAD_WEIGHTS):
+            base = base + self.added(series, units, origins)
+        return finite(self.limited(base))
 
     def base(self, series: TimeSeries, units: Values, origins: Origins) -> Values:
-        """Return forecasts without the network, (M, H, C)."""
-        changes: Values = units * self.combination.apply(series, self.scaling, units, origins)
-        return series.known[origins - 1, None] + changes
-
-    def after(self, y: Array, base: Array, scale: Array) -> Array:
-        """Return the mean forecasts (M, H, C): `base` plus the network's output y in the units of
-        the series.
+        """Return forecasts without the network, (M, H, C); (n, H, C) for n paths, which are n * C
+        columns with one origin.
         """
-        return self.limited(base + self._in_units(y, scale))
+        changes: Values = units * self.combination.apply(series, self.scaling, units, origins)
+        return np.reshape(series.known[origins - 1], (-1, 1, len(units))) + changes
 
     def added(self, series: TimeSeries, units: Values, origins: Origins) -> Values:
         """Return the network's part (M, H, C) of forecasts."""
         x, scale = self.windows(series, units, origins)
-        return finite(self._in_units(self._output(x), scale))
-
-    def _output(self, x: Array) -> Values:
-        """Return the network's output for windows."""
         y, _, _ = self.model.forward(self.params, x, train=False)
-        return to_numpy(y).astype(np.float64)
+        return finite(self._in_units(to_numpy(y).astype(np.float64), scale))
 
     def _in_units(self, y: Array, scale: Array) -> Array:
         """Return the network's output (M, H, C) in the units of the series."""
@@ -206,7 +195,7 @@ class Predictor:
 
     def shared(self, share: float, combination: Combination) -> Predictor:
         """Return a predictor with other candidates, and the network's output scaled by `share`."""
-        head = {name: share * self.params[name] for name in ("head.W", "head.b")}
+        head = {name: share * self.params[name] for name in HEAD_WEIGHTS}
         return replace(self, combination=combination, params=self.params | head)
 
     def windows(self, series: TimeSeries, units: Values, origins: Origins) -> tuple[Array, Values]:
@@ -251,9 +240,11 @@ class Exported(Predictor):
 
     run: Any
 
-    def finished(self, x: Array, base: Values, scale: Values) -> Values:
-        mean: Values = base if self.run is None else self.after(self.run(x), base, scale)
-        return self.limited(mean)
+    def finished(self, base: Values, series: TimeSeries, units: Values, origins: Origins) -> Values:
+        if self.run is not None:
+            x, scale = self.windows(series, units, origins)
+            base = base + self._in_units(self.run(x), scale)
+        return self.limited(base)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array
 from xlstm.data.host import Values
 from xlstm.data.time_series import TimeSeries
 from xlstm.estimators.intervals import NORMAL
@@ -71,12 +70,10 @@ def at_levels(quantiles: Values, levels: Sequence[float], others: Values) -> Val
     above = last + (end - inner[-1]) / (inner[-1] - inner[high]) * (last - quantiles[..., [high]])
     knots = np.array([-end, *inner, end])
     values = np.concatenate((below, quantiles, above), axis=-1)
-    wanted: Values = values[..., 0]
-    for k in range(len(knots) - 1):
-        rise = values[..., k + 1] - values[..., k]
-        line = values[..., k] + (z - knots[k]) / (knots[k + 1] - knots[k]) * rise
-        wanted = np.where((z >= knots[k]) | (k == 0), line, wanted)
-    return wanted
+    k: Any = np.clip(np.searchsorted(knots, z, side="right"), 1, len(knots) - 1)  # the knot above
+    before, after = (np.take_along_axis(values, at[..., None], -1)[..., 0] for at in (k - 1, k))
+    line: Values = before + (z - knots[k - 1]) / (knots[k] - knots[k - 1]) * (after - before)
+    return line
 
 
 def announced(steps: int, horizon: int) -> Iterator[int]:
@@ -100,37 +97,32 @@ def announced(steps: int, horizon: int) -> Iterator[int]:
                 )
 
 
-def before(
-    predictor: Predictor, series: TimeSeries, units: Values, ahead: Values
-) -> tuple[Array, Values, Values]:
-    """Return the results of `Predictor.before` after each of n paths (n, t, C) that continue a
-    series; past covariates keep their last values.
+def after(predictor: Predictor, series: TimeSeries, units: Values, ahead: Values) -> Values:
+    """Return the mean forecasts (n, H, C) after each of n paths (t, n, C) that continue a series;
+    past covariates keep their last values.
+
+    The predictor has a combination that is `carried` from call to call, and the paths grow by one
+    horizon each time, from none on. So a call costs as much as one horizon, however long the paths
+    are.
 
     The other candidates see paths as more targets, and the network sees them as series one after
     another. Rows that are too old to influence a forecast are left out.
     """
-    n, t, C = ahead.shape
+    t, n, C = ahead.shape
     s = predictor.settings
-    combination = predictor.combination
     N = len(series.values)
-    begin = max(0, N + t - max(s.window, combination.reach))
-    past = series.past[min(begin, N - 1) :]
-    future = series.future[begin:]
-    observed = np.broadcast_to(series.known[begin:], (n, max(0, N - begin), C))
-    values = np.concatenate((observed, ahead[:, max(0, begin - N) :]), axis=1)  # (n, L, C)
-    L = values.shape[1]
-    side = values.swapaxes(0, 1).reshape(L, n * C)
-    beside = replace(predictor, combination=combination.repeated(n))
-    base = beside.base(
-        series._replace(values=side, known=side, future=future), np.tile(units, n), np.array([L])
-    )
-    rows = np.arange(L - s.window, L + s.horizon)
-    behind = values[:, np.minimum(rows, L - 1)].reshape(-1, C)
+    begin = max(0, N + t - max(s.window, predictor.combination.reach))
+    observed = np.broadcast_to(series.known[begin:, None], (max(0, N - begin), n, C))
+    values = np.concatenate((observed, ahead[max(0, begin - N) :]))  # (L, n, C)
+    L = len(values)
+    beside = series._replace(known=values.reshape(L, n * C), future=series.future[begin:])
+    base = predictor.base(beside, units, np.array([L]))
+    rows = np.arange(N + t - s.window, N + t + s.horizon)
+    behind = values[np.minimum(rows - begin, L - 1)].swapaxes(0, 1).reshape(-1, C)
     past, future = (
-        np.tile(part[np.minimum(rows, len(part) - 1)], (n, 1)) for part in (past, future)
+        np.tile(part[np.minimum(rows, len(part) - 1)], (n, 1))
+        for part in (series.past, series.future)
     )
+    windows = series._replace(known=behind, past=past, future=future)
     origins = s.window + len(rows) * np.arange(n)
-    x, scale = predictor.windows(
-        series._replace(known=behind, past=past, future=future), units, origins
-    )
-    return x, base.reshape(-1, n, C).swapaxes(0, 1), scale
+    return predictor.finished(base, windows, units, origins)

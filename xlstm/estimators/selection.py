@@ -78,13 +78,15 @@ class Combination:
 
     @property
     def reach(self) -> int:
-        """The most values before an origin that a forecast depends on."""
+        """The most values before an origin that the next call of `apply` needs."""
         return max(each.candidate.reach for each in self.candidates.values())
 
-    def repeated(self, n: int) -> Combination:
-        """Return the combination for n copies of the targets."""
+    def carried(self, rows: int) -> Combination:
+        """Return the combination for a series that grows from `rows` on: it keeps its states
+        between calls of `apply`.
+        """
         candidates = {
-            name: each._replace(candidate=each.candidate.repeated(n))
+            name: each._replace(candidate=each.candidate.carried(rows))
             for name, each in self.candidates.items()
         }
         return replace(self, candidates=candidates)

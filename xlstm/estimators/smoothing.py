@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -50,14 +50,16 @@ class Smoothing:
         The coefficients were chosen by errors of forecasts up to this number of steps ahead.
     rows : int
         Number of values that an initial state is fitted to.
+    smoother : Smoother, optional
+        The state after the last call of `apply`, for one series that grows.
     """
 
     layer: ExponentialSmoothing
     coefficients: Values
     steps: int
     rows: int
+    smoother: Any = None
     order: ClassVar[int] = 0  # it has no fixed number of steps to look back
-    reach: ClassVar[int] = ROWS
 
     @property
     def name(self) -> str:
@@ -79,23 +81,38 @@ class Smoothing:
         seasons = (*self.layer.periods, 0, 0)[:2]
         return np.array([*seasons, self.layer.multiplicative, self.rows, *self.coefficients])
 
-    def repeated(self, n: int) -> Smoothing:
-        """Return the smoothing for n copies of the targets: it is the same."""
-        return self
+    @property
+    def reach(self) -> int:
+        """The number of values before an origin that the next call of `apply` needs."""
+        return self.layer.horizon if self.smoother and self.smoother.rows else ROWS
+
+    def carried(self, rows: int) -> Smoothing:
+        """Return the smoothing for a series that grows from `rows` on.
+
+        The second call of `apply` and later ones take n paths, one horizon longer each time.
+        """
+        layer, numbers = _of_known_seasons(self.layer, self.coefficients[:, None], rows)
+        return replace(self, smoother=Smoother(layer, numbers, min(self.rows, rows)))
 
     def apply(
         self, series: TimeSeries, scaling: SeriesScaling, units: Values, origins: Origins
     ) -> Values:
-        """Return the forecasts (M, H, C) after each origin, minus the last value, in `units`."""
+        """Return the forecasts (M or n, H, C) after each origin, or after n paths, minus the last
+        value, in `units`.
+
+        Paths are n * C columns, those of the first path first, and have one origin.
+        """
+        H, C = self.layer.horizon, len(units)
         if len(origins) == 0:
-            return np.empty((0, self.layer.horizon, len(units)))
+            return np.empty((0, H, C))
         first = int(np.min(origins))
-        values = series.known[max(0, first - ROWS) : int(np.max(origins))]
-        layer, numbers = _of_known_seasons(self.layer, self.coefficients[:, None], first)
-        ahead = smoothed(layer, numbers, values, min(self.rows, first), min(first, ROWS) - 1)
-        ahead = np.matrix_transpose(ahead[:, 0][origins - first])
-        changes: Values = (ahead - series.known[origins - 1, None]) / units
-        return changes
+        smoother = self.smoother or self.carried(first).smoother
+        begin = max(0, first - self.reach)
+        values = series.known[begin : int(np.max(origins))]
+        values = np.reshape(values, (len(values), -1, C))
+        ahead = smoother.ahead(values, first - begin - 1)[origins - first]  # (M, n, C, H)
+        changes = np.matrix_transpose(ahead) - values[origins - begin - 1][:, :, None]
+        return np.reshape(changes / units, (-1, H, C))
 
 
 def of_array(name: str, array: Values, horizon: int) -> Smoothing:
@@ -131,50 +148,92 @@ def _of_known_seasons(
     return replace(layer, periods=periods), coefficients[[*fits, *[True] * 4]]
 
 
-def smoothed(
-    layer: ExponentialSmoothing, coefficients: Values, values: Values, fitted: int, begin: int = 0
-) -> Values:
-    """Return forecasts (T - begin, G, C, H) after each value (T, C) from row `begin` on, for G sets
-    of coefficients.
+@dataclass
+class Smoother:
+    """Smoothing of a series part by part: states and sums go on from one part to the next.
 
-    Initial states are fitted to the first `fitted` values.
+    The first part is one series, and the later parts may be n paths that continue it.
+
+    Attributes
+    ----------
+    layer : ExponentialSmoothing
+    coefficients : array (K, G)
+        G sets of coefficients, as in `Smoothing`; one set if there are later parts.
+    fitted : int
+        Number of values that initial states are fitted to.
+    rows : int
+        Number of values so far.
+    states : sequence of array (lag, G or n, C)
+        Level, trend and seasons before the next value.
+    least, most : array (1 or n, C)
+        Limits of a logarithm: of values from below, and of forecasts from above.
+    first : array (1, C)
+        The first value, and `sums` are the sums of time and value, and of value, since then.
     """
-    x = values
-    before = max(begin + 1, fitted)  # limits come from these rows only, before any forecast
-    if layer.multiplicative:
-        least = LEAST_SHARE**2 * np.median(np.abs(x[:before]), axis=0)
-        x = np.log(np.maximum(x, least + 1e-12))
-    *numbers, drift = (row[:, None] for row in coefficients)
-    # states are linear functions of the values: a graph takes the states that follow from each
-    basis = x if isinstance(x, np.ndarray) else np.eye(len(x))
-    first = replace(layer, multiplicative=False).initial_state(basis[:fitted, :, None])
-    states = [np.empty((len(x) + lag, coefficients.shape[1], basis.shape[1])) for lag in layer.lags]
-    for rows, start in zip(states, first, strict=True):
-        rows[: len(start)] = start[:, None]
-    for t in range(len(x)):
-        _, *new = step(np, basis[t], *(rows[t] for rows in states), *numbers)
-        for rows, lag, state in zip(states, layer.lags, new, strict=True):
-            rows[t + lag] = state
-    used = tuple(rows[begin:] if basis is x else rows[begin:] @ x for rows in states)
-    ahead = layer.ahead(np, Smoothed(used, x, tuple(numbers), x))
-    if np.any(drift):
-        slopes = drift * _slopes(x)[begin:, None]
-        ahead += slopes[..., None] * np.arange(1, layer.horizon + 1)
-    if layer.multiplicative:
-        ahead = np.minimum(ahead, np.max(x[:before], axis=0)[:, None] + MOST_ABOVE)
-    forecasts: Values = layer.in_units(np, ahead)
-    return forecasts
 
+    layer: ExponentialSmoothing
+    coefficients: Values
+    fitted: int
+    rows: int = 0
+    states: Sequence[Values] = ()
+    least: Any = None
+    most: Any = -np.inf
+    first: Any = None
+    sums: Any = (0.0, 0.0)
 
-def _slopes(x: Values) -> Values:
-    """Return for each row the slope (T, C) of the line through the values up to it; 0 for the first
-    row.
-    """
-    time = np.arange(len(x))[:, None]
-    count = time + 1
-    x = x - x[0]
-    below = np.maximum(count * (count**2 - 1) / 12, 1.0)
-    return (np.cumsum(time * x, axis=0) - time / 2 * np.cumsum(x, axis=0)) / below
+    def ahead(self, x: Values, begin: int = 0) -> Values:
+        """Return forecasts (T - begin, G or n, C, H) after each of the next values (T, 1 or n, C)
+        from row `begin` on.
+        """
+        layer = self.layer
+        before = max(begin + 1, self.fitted)  # limits come from rows up to the first forecast
+        if layer.multiplicative:
+            if not self.rows:
+                self.least = LEAST_SHARE**2 * np.median(np.abs(x[:before]), axis=0) + 1e-12
+            x = np.log(np.maximum(x, self.least))
+            self.most = np.maximum(self.most, np.max(x[:before], axis=0))
+        *numbers, drift = (row[:, None] for row in self.coefficients)
+        # states are linear functions of the values: a graph takes the states that follow from each
+        basis = x if isinstance(x, np.ndarray) else np.eye(len(x))[:, None]
+        if not self.rows:
+            self.first = x[0]
+            start = replace(layer, multiplicative=False).initial_state(
+                basis[: self.fitted, 0, :, None]
+            )
+            self.states = [state[:, None] for state in start]
+        shape = (max(self.coefficients.shape[1], basis.shape[1]), basis.shape[2])
+        states = [np.empty((len(x) + lag, *shape)) for lag in layer.lags]
+        for rows, state in zip(states, self.states, strict=True):
+            rows[: len(state)] = state
+        for t in range(len(x)):
+            _, *new = step(np, basis[t], *(rows[t] for rows in states), *numbers)
+            for rows, lag, state in zip(states, layer.lags, new, strict=True):
+                rows[t + lag] = state
+        self.states = [rows[len(x) :] for rows in states]
+        used = tuple(rows[begin:] if basis is x else rows[begin:] @ x[:, 0] for rows in states)
+        ahead = layer.ahead(np, Smoothed(used, x, tuple(numbers), x))
+        if np.any(drift):
+            slopes = drift * self._slopes(x)[begin:]
+            ahead += slopes[..., None] * np.arange(1, layer.horizon + 1)
+        self.rows += len(x)
+        if layer.multiplicative:
+            ahead = np.minimum(ahead, self.most[..., None] + MOST_ABOVE)
+        forecasts: Values = layer.in_units(np, ahead)
+        return forecasts
+
+    def _slopes(self, x: Values) -> Values:
+        """Return for each row the slope (T, 1 or n, C) of the line through the values up to it; 0
+        for the first row.
+        """
+        time = self.rows + np.arange(len(x))[:, None, None]
+        count = time + 1
+        x = x - self.first
+        below = np.maximum(count * (count**2 - 1) / 12, 1.0)
+        parts = zip(self.sums, (time * x, x), strict=True)
+        moments, totals = (sums + np.cumsum(part, axis=0) for sums, part in parts)
+        self.sums = moments[-1], totals[-1]
+        slopes: Values = (moments - time / 2 * totals) / below
+        return slopes
 
 
 def initial_rows(rolling: RollingOrigins, layer: ExponentialSmoothing) -> int:
@@ -279,7 +338,8 @@ def _squares(
     values = rolling.several[n].known[begin : rolling.stops[n]]
     cut = rolling.cuts[0][n] - begin
     layer, grid = _of_known_seasons(layer, grid, cut)
-    ahead = smoothed(layer, grid, values, min(initial_rows(rolling, layer), max(cut, 1)))
+    fitted = min(initial_rows(rolling, layer), max(cut, 1))
+    ahead = Smoother(layer, grid, fitted).ahead(values[:, None])
     ahead -= values[:, None, :, None]
     ahead /= rolling.scaling.units[n][:, None]
     ahead -= np.swapaxes(truth, 1, 2)[:, None]

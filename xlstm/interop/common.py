@@ -142,3 +142,24 @@ def single(kind: str, arrays: Sequence[dict[str, Host]], **options: Any) -> tupl
         for names, weights in zip(layer.names.values(), arrays, strict=True)
         for last, name in names.items()
     }
+
+
+def stacked(
+    where: str, names: Sequence[str], layers: Sequence[tuple[Layer, Params]], follow: bool = True
+) -> tuple[Layer, Params]:
+    """Return layers of these names, each with its parameters, as one layer with `num_layers`.
+
+    It raises ValueError unless the layers are alike, each is as wide as the input of the next, and
+    they `follow` each other in the source. It raises TypeError if dtypes differ.
+    """
+    first, _ = layers[0]
+    params: Params = {}
+    for k, (layer, weights) in enumerate(layers):
+        width = first.output_size if k else first.input_size
+        if layer != replace(first, input_size=width) or (k > 0 and not follow):
+            raise ValueError(
+                f"{where}: the layers form no stack, name one of them: {checks.few(names)}"
+            )
+        params |= {f"{k}{name[1:]}": array for name, array in weights.items()}
+    one_dtype(where, params)
+    return replace(first, num_layers=len(layers)), params

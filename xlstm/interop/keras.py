@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import reading, writing
 from xlstm.data.writing import AnyPath
 from xlstm.interop import common, hdf5
-from xlstm.interop.common import Host, Layer, floating, kind_by_shape, one_dtype, reordered
+from xlstm.interop.common import Host, Layer, floating, kind_by_shape, reordered
 from xlstm.layers.recurrent import KINDS
 from xlstm.models.sequence import SequenceModel
 
@@ -151,7 +150,10 @@ def from_keras(
             raise ValueError(
                 f"from_keras: {level.name} is of kind {level.kind!r}, expected {kind!r}"
             )
-    return _joined(levels)
+    # Keras flips y of a layer with go_backwards, so a layer above it would see reversed time.
+    follow = all(level.follows and not level.options["reverse"] for level in levels[1:])
+    singles = [_single(level) for level in levels]
+    return common.stacked("from_keras", [level.name for level in levels], singles, follow)
 
 
 def _in_arrays(
@@ -177,22 +179,6 @@ def _in_arrays(
     sets = [hosts[k : k + n] for k in range(0, len(hosts), n)]
     groups = [sets[k : k + directions] for k in range(0, len(sets), directions)]
     return [Level(f"layer {k}", kind, weights, told) for k, weights in enumerate(groups)]
-
-
-def _joined(levels: list[Level]) -> tuple[Layer, Params]:
-    """Return one layer of all levels; raise ValueError unless they are alike and form a stack."""
-    singles = [_single(level) for level in levels]
-    first, _ = singles[0]
-    params: Params = {}
-    for k, (layer, weights) in enumerate(singles):
-        # Keras flips y of a layer with go_backwards, so a layer above it would see reversed time.
-        fits = not first.reverse and levels[k].follows and layer.input_size == first.output_size
-        if replace(layer, input_size=first.input_size) != first or not (fits or k == 0):
-            names = ", ".join(level.name for level in levels)
-            raise ValueError(f"from_keras: the layers form no stack, name one of them: {names}")
-        params |= {f"{k}{name[1:]}": array for name, array in weights.items()}
-    one_dtype("from_keras", params)
-    return replace(first, num_layers=len(singles)), params
 
 
 def _single(level: Level) -> tuple[Layer, Params]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.interop.common import Host
-from xlstm.interop.onnx.onnx_files import library
+from xlstm.interop.onnx.onnx_files import WEIGHT, library
 
 BATCH = 2**31 - 1
 TIME = 2**31 - 19
@@ -97,17 +97,26 @@ class OnnxGraph:
     def enter(self, values: Any, dtype: Any = None, name: str = "") -> str:
         """Add a constant, and return its name."""
         name = name or f"constant{len(self.constants)}"
-        self.constants[name] = np.array(values, dtype, order="C")
+        self.constants[name] = np.asarray(values, dtype, order="C")
         self.fixed.add(name)
         return name
 
-    def model(self, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str) -> Any:
-        """Return the checked model of the graph, with outputs of these names."""
+    def model(
+        self, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str
+    ) -> tuple[Any, dict[str, Host]]:
+        """Return the checked model of the graph, with outputs of these names, and apart from it its
+        weights.
+        """
         onnx = library()
         proto = self.part(inputs, outputs, name)
         used = {name for node in proto.node for name in names_into(node)}
+        weights = {}
         for name, a in self.constants.items():
-            if name in used:
+            if name in used and a.dtype == float32 and a.nbytes >= WEIGHT:
+                weights[name] = a
+                # the checker takes no more than 2 GB, and sees weights as inputs
+                proto.input.append(_value(name, Array(name, a.shape, a.dtype)))
+            elif name in used:
                 proto.initializer.append(onnx.numpy_helper.from_array(a, name))
         versions = [onnx.helper.make_opsetid("", self.opset)]
         ir_version = onnx.helper.find_min_ir_version_for(versions)
@@ -115,7 +124,8 @@ class OnnxGraph:
             proto, producer_name="xlstm", opset_imports=versions, ir_version=ir_version
         )
         onnx.checker.check_model(model, full_check=True)
-        return model
+        del model.graph.input[len(inputs) :]
+        return model, weights
 
     def part(self, inputs: Sequence[Array], outputs: Mapping[str, Array], title: str) -> Any:
         """Return a graph of the nodes that outputs of these names need."""

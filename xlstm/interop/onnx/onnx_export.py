@@ -6,6 +6,7 @@ A network runs on arrays that write nodes. Over time it becomes a Scan, whose bo
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,13 +17,12 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params, leaves
 from xlstm.cells import activations
-from xlstm.data import writing
 from xlstm.data.writing import AnyPath
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Step
 from xlstm.engines.tape import Widths
 from xlstm.interop.common import Host, Layer, one_direction, part
-from xlstm.interop.onnx import arrays
+from xlstm.interop.onnx import arrays, onnx_files
 from xlstm.interop.onnx.arrays import BATCH, TIME, Array, OnnxGraph
 from xlstm.interop.onnx.onnx_files import library
 from xlstm.interop.recurrences import OneStep, run_by
@@ -112,7 +112,8 @@ def to_onnx(
         The parameters of a layer or model, on any backend; float64 is rounded to float32. Leave it
         out for an estimator, which has its own.
     path : path, optional
-        The file to write, completely or not at all.
+        The file to write, completely or not at all. If the weights take more than 2 GB, they are in
+        a second file, named after the first with `.data` appended, and the result refers to it.
     lengths : bool
         Whether to add an input `lengths` (B,) of int32. Beyond the end of a sequence, `y` is then
         zero, and the final state is the state at the end.
@@ -140,10 +141,13 @@ def to_onnx(
 
     Raises
     ------
-    ValueError A cell of your own uses a function that has no form in ONNX. Parameters are missing,
-    surplus or misshapen. An option does not apply to the layer, or `resets` is True. The installed
-    onnx does not know the opset. A forecaster uses the calendar, holidays or columns of text.
-    TypeError `layer` is not a layer or a model, nor an estimator that can be saved to a file.
+    ValueError
+        A cell of your own uses a function that has no form in ONNX. Parameters are missing, surplus
+        or misshapen. An option does not apply to the layer, or `resets` is True. The weights take
+        more than 2 GB, and there is no `path`. The installed onnx does not know the opset. A
+        forecaster uses the calendar, holidays or columns of text.
+    TypeError
+        `layer` is not a layer or a model, nor an estimator that can be saved to a file.
     OSError
         The file cannot be written.
     ImportError
@@ -191,6 +195,12 @@ def to_onnx(
         layer = layer.model_
     weights: Params = {} if params is None else params
     LAYER("to_onnx", "layer", layer).check(weights)
+    size = 4 * sum(math.prod(a.shape) for a in weights.values())
+    if path is None and size > onnx_files.INSIDE:
+        raise ValueError(
+            f"to_onnx: path is None, expected a path, as a model without files holds at most"
+            f" {onnx_files.INSIDE} bytes of weights, not {size}"
+        )
     any_time = isinstance(layer, SequenceLayer) and not isinstance(layer, TiRex | TiRex2)
     if (step or lengths) and formula is None and not any_time:
         raise ValueError(
@@ -206,10 +216,9 @@ def to_onnx(
             inputs, outputs = _tirex(layer, p)
         else:
             inputs, outputs = _model(layer, p, state, lengths, step)
-    model = graph.model(inputs, outputs, type(layer).__name__)
+    model, constants = graph.model(inputs, outputs, type(layer).__name__)
     library().helper.set_model_props(model, metadata)
-    if path is not None:
-        writing.write(path, model.SerializeToString())
+    onnx_files.finish(model, constants, path)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Reading of ONNX files that may be wrong or malicious: the model, and the values of its constants.
+"""Files of ONNX: models read, though they may be wrong or malicious, and models written.
 
 Two bytes of a file can be an empty message, which takes hundreds of bytes in memory. So the fields
 of a file are counted before protobuf reads it. The package's checker then refuses invalid models.
@@ -6,14 +6,20 @@ of a file are counted before protobuf reads it. The package's checker then refus
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
-from xlstm.data import reading
+from xlstm.data import reading, writing
+from xlstm.data.writing import AnyPath
 from xlstm.interop.common import Host, package
 
+DOMAINS = ("", "ai.onnx")
 LARGEST = 2**31 - 1  # bytes of a protobuf message
+INSIDE = 2_000_000_000  # the most bytes of weights in a model, which leaves room for its nodes
+WEIGHT = 1024  # the least bytes of what counts as a weight, as in the package onnx
 FIELDS = 200_000
 SPACING = 100  # a file may have this many fields, or a field for each so many of its bytes
 # the most bytes of the name or value of an entry, such as the path of a file with external data
@@ -40,6 +46,32 @@ def parsed(path: Path) -> Any:
     return model
 
 
+def finish(model: Any, weights: Mapping[str, Host], path: AnyPath | None) -> None:
+    """Add weights to a model, and write it to a path, completely or not at all.
+
+    If the weights take more than `INSIDE` bytes, they are written to a second file, named after the
+    first with `.data` appended.
+    """
+    tensors = model.graph.initializer
+    if sum(a.nbytes for a in weights.values()) <= INSIDE:
+        tensors.extend(library().numpy_helper.from_array(a, name) for name, a in weights.items())
+        if path is not None:
+            writing.write(path, model.SerializeToString())
+        return
+    path = checks.path("to_onnx", "path", path)
+    beside = path.with_name(f"{path.name}.data")
+    with writing.foreach(beside, path) as (data, file):
+        with open(data, "wb") as stream:
+            for name, a in weights.items():
+                # of FLOAT, EXTERNAL
+                tensor = tensors.add(name=name, dims=a.shape, data_type=1, data_location=1)
+                place = {"location": beside.name, "offset": stream.tell(), "length": a.nbytes}
+                for key, value in place.items():
+                    tensor.external_data.add(key=key, value=str(value))
+                stream.write(a.data)
+        file.write_bytes(model.SerializeToString())
+
+
 def check(where: str, model: Any) -> None:
     """Raise ValueError unless a model, or the model at a path, is valid: nodes in order, names
     unique.
@@ -48,6 +80,11 @@ def check(where: str, model: Any) -> None:
         library().checker.check_model(model)
     except Exception as error:  # the checker's, or those of text that is not UTF-8
         raise ValueError(f"{where}: not a sound ONNX model ({error})") from None
+
+
+def attributes_of(node: Any) -> dict[str, Any]:
+    """Return the attributes of a node by name."""
+    return {entry.name: library().helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def _count_fields(data: bytes, descriptor: Any) -> None:

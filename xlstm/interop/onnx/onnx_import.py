@@ -1,8 +1,10 @@
-"""Import of an LSTM, GRU or RNN node of an ONNX model as a layer and its parameters."""
+"""Import of the LSTM, GRU or RNN nodes of an ONNX model as a layer and its parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ from xlstm.arrays.namespace import Params
 from xlstm.cells import activations
 from xlstm.data import reading
 from xlstm.data.writing import AnyPath
-from xlstm.interop.common import GATE_COUNTS, Host, Layer, floating, one_dtype, single
+from xlstm.interop.common import GATE_COUNTS, Host, Layer, floating, one_dtype, single, stacked
+from xlstm.interop.onnx.dataflow import Tensors, size
 from xlstm.interop.onnx.onnx_export import DIRECTIONS, FLAGS, FUNCTIONS, INPUTS
-from xlstm.interop.onnx.onnx_files import check, library, parsed, values
+from xlstm.interop.onnx.onnx_files import DOMAINS, attributes_of, check, library, parsed, values
 from xlstm.layers.recurrent import KINDS
 
-DOMAINS = ("", "ai.onnx")
+DEEPEST = 1000  # layers in a stack
 OLDEST = 7  # the first opset with the current LSTM, GRU and RNN
 KINDS_THERE = {kind.upper(): kind for kind in KINDS}  # kinds by operators
 BY_THEIRS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
@@ -32,19 +35,24 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 @reading.brief()
 def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[Layer, Params]:
-    """Convert a recurrent node of an ONNX model to a layer and its parameters.
+    """Convert the recurrent nodes of an ONNX model to a layer and its parameters.
 
-    Nodes of other operators are not read. Nor are initial states and `sequence_lens`: give them to
-    `layer.forward` as `state` and `lengths`. With `input_forget`, the unused rows of the forget
-    gate are left out. FLOAT16 becomes float32.
+    A stack becomes one layer with `num_layers`: each node takes the Y of the one before it, and the
+    nodes have the same operator and options. Between them there may be nodes that keep all values
+    in their order: Transpose, Reshape, Squeeze, Identity, Dropout, and Cast to the same type. Nodes
+    before and after the stack are not read, so a head is left out.
+
+    Initial states and `sequence_lens` that are inputs of the model, or are computed from them, are
+    not read: give them to `layer.forward` as `state` and `lengths`. With `input_forget`, the unused
+    rows of the forget gate are left out. FLOAT16 becomes float32.
 
     Parameters
     ----------
     path_or_model : path or onnx.ModelProto
         The model, or its file.
     node : str, optional
-        The name of the node or, if it has none, of its first output. By default it is the only
-        recurrent node of the model. Only in this case, an input that is transposed from batch first
+        The name of one node or, if it has none, of its first output. By default all recurrent
+        nodes of the model are read. Only in this case, an input that is transposed from batch first
         gives the layer `batch_first=True`; with `node` it does not.
 
     Returns
@@ -59,10 +67,11 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     OSError
         The file, or a file of external data that it names, does not exist.
     ValueError, TypeError
-        The file is not an ONNX model. There is no such node, or there are several and none is
-        named. An attribute is unknown or has an unknown value. An initial state is a constant other
-        than 0. A weight is not a constant, is damaged or misshapen, or is external data outside of
-        the model's folder.
+        The file is not an ONNX model. There is no such node, or there are several that are no stack
+        of at most 1000 layers. An attribute is unknown or has an unknown value. Without any input,
+        the graph computes an initial state that is not known to be 0, or `sequence_lens` that are
+        not known to be the number of steps. A weight is not a constant, is damaged or misshapen, or
+        is external data outside of the model's folder.
     ImportError
         The package onnx is not installed.
 
@@ -70,10 +79,10 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     --------
     >>> import xlstm
     >>> from xlstm.interop.onnx import from_onnx, to_onnx
-    >>> gru = xlstm.GRU(3, 8, bidirectional=True)
+    >>> gru = xlstm.GRU(3, 8, num_layers=2)
     >>> layer, params = from_onnx(to_onnx(gru, gru.init(backend="numpy")))
-    >>> layer.bidirectional, params["0.Wx"].shape
-    (True, (24, 3))
+    >>> layer.num_layers, params["1.Wx"].shape
+    (2, (24, 8))
     """
     where = "from_onnx"
     model = path_or_model
@@ -89,12 +98,15 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     if opset < OLDEST:
         raise ValueError(f"{where}: opset is {opset}, expected {OLDEST} or newer")
     graph = model.graph
-    proto = _node(where, graph, node)
-    label = f"{where}: {proto.op_type} {shown(_name(proto))}"
-    layer, params = _read(label, proto, _constants(graph), folder)
+    constants = _constants(graph)
+    nodes = _chosen(where, graph, node, constants)
+    read = {k: _read(where, proto, constants, folder) for k, proto in nodes.items()}
+    _check(where, graph, nodes, {k: layer for k, (layer, _) in read.items()}, constants, folder)
+    layer, params = stacked(where, [*map(_name, nodes.values())], [*read.values()])
+    x = next(iter(nodes.values())).input[0]
     if node is None and any(
         before.op_type == "Transpose"
-        and proto.input[0] in before.output
+        and x in before.output
         and [entry.ints for entry in before.attribute] == [[1, 0, 2]]
         for before in graph.node
     ):
@@ -102,19 +114,28 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     return layer, params
 
 
-def _node(where: str, graph: Any, node: str | None) -> Any:
-    """Return the node to read."""
-    nodes = [n for n in graph.node if n.op_type in KINDS_THERE and n.domain in DOMAINS]
+def _chosen(
+    where: str, graph: Any, node: str | None, constants: Mapping[str, Any]
+) -> dict[int, Any]:
+    """Return the nodes to read, by their places in the graph."""
+    nodes = {
+        k: n for k, n in enumerate(graph.node) if n.op_type in KINDS_THERE and n.domain in DOMAINS
+    }
     if not nodes:
         hint = "PyTorch writes an nn.RNN as one with dynamo=False only"
         raise ValueError(f"{where}: the model has no node LSTM, GRU or RNN ({hint})")
-    matching = [n for n in nodes if node in (None, _name(n))]
-    if len(matching) != 1:
+    chosen = {k: n for k, n in nodes.items() if node in (None, _name(n))}
+    if not 0 < len(chosen) <= (DEEPEST if node is None else 1):
+        most = f"at most {DEEPEST}" if node is None else "one"
         raise ValueError(
-            f"{where}: for node {shown(node)} there are {len(matching)} recurrent nodes, expected"
-            f" one of {few(map(_name, nodes))}"
+            f"{where}: for node {shown(node)} there are {len(chosen)} recurrent nodes, expected"
+            f" {most} of {few(map(_name, nodes.values()))}"
         )
-    return matching[0]
+    # layers have parameters of their own, so a small file could take much memory
+    names = [name for n in chosen.values() for name in n.input[1:3] if name in constants]
+    if len(chosen) > 1 and len({id(constants[name]) for name in names}) < len(names):
+        raise ValueError(f"{where}: nodes share weights, expected some for each; node= reads one")
+    return chosen
 
 
 def _constants(graph: Any) -> dict[str, Any]:
@@ -135,12 +156,67 @@ def _name(node: Any) -> str:
     return str(node.name or next(filter(None, node.output), ""))
 
 
+def _label(node: Any) -> str:
+    """Return the operator and the name of a node, for errors."""
+    return f"{node.op_type} {shown(_name(node))}"
+
+
+def _check(
+    where: str,
+    graph: Any,
+    nodes: Mapping[int, Any],
+    layers: Mapping[int, Layer],
+    constants: Mapping[str, Any],
+    folder: Path | None,
+) -> None:
+    """Raise ValueError unless nodes compute what a stack of their layers computes."""
+    tensors = Tensors(graph, constants, layers)
+    makers = {name: _label(proto) for proto in graph.node for name in proto.output}
+    given = tensors.given - tensors.read
+    lengths = []
+    for k, proto in nodes.items():
+        steps = size(tensors.axes[proto.input[0]][layers[k].batch_first])
+        inputs = dict(zip(INPUTS, proto.input, strict=False))
+        for name, number in (("initial_h", 0), ("initial_c", 0), ("sequence_lens", steps)):
+            source = inputs.get(name, "")
+            what = f"{where}: {_label(proto)}: {name}"
+            only = tensors.only[source]
+            default = only and all(_is_only(what, constant, number, folder) for constant in only)
+            if source and source not in given and not default:
+                came = "a constant" if only else f"computed by {makers.get(source, 'no node')}"
+                words = "the number of steps" if number else "0"
+                raise ValueError(
+                    f"{what} is {came} other than {words}, which a layer cannot hold, expected"
+                    f" {words} or an input"
+                )
+        lengths.append(tensors.roots.get(source, source) if source in given else "")
+    for (before, lens), (after, others) in pairwise(zip(nodes.values(), lengths, strict=True)):
+        x = after.input[0]
+        root = tensors.roots.get(x, x)
+        problem = "" if lens == others else f"sequence_lens is another one than of {_label(before)}"
+        if root not in before.output[:1] or tensors.axes[x] != tensors.above[root]:
+            problem = (
+                f"X comes from {makers.get(root, shown(root))}, expected from Y of {_label(before)}"
+                " with axes (time, batch, directions * H)"
+            )
+        if problem:
+            names = few(map(_name, nodes.values()))
+            raise ValueError(f"{where}: {_label(after)}: {problem}; node= reads one of {names}")
+
+
+def _is_only(what: str, constant: Any, number: int, folder: Path | None) -> bool:
+    """Return whether a constant, which errors call `what`, has one number as all its values."""
+    array = constant if isinstance(constant, np.ndarray) else values(what, constant, folder)
+    return not np.any(array != number)
+
+
 def _read(
-    where: str, proto: Any, constants: dict[str, Any], folder: Path | None
+    where: str, proto: Any, constants: Mapping[str, Any], folder: Path | None
 ) -> tuple[Layer, Params]:
-    """Return a node's layer and parameters; raise ValueError or TypeError for wrong attributes,
-    inputs or shapes.
+    """Return a node as a layer; raise ValueError or TypeError for wrong attributes, inputs or
+    shapes.
     """
+    where = f"{where}: {_label(proto)}"
     inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
     attributes = _attributes(where, proto)
     arrays: dict[str, Host] = {}
@@ -168,13 +244,6 @@ def _read(
     }
     for name, array in arrays.items():
         checks.shape(where, name, array, {"directions": len(directions), **expected[name]})
-    for name in ("initial_h", "initial_c"):
-        state = constants.get(inputs.get(name, ""))
-        if state is not None and np.any(values(f"{where}: {name}", state, folder)):
-            raise ValueError(
-                f"{where}: {name} is a constant other than 0, which a layer cannot hold, expected 0"
-                " or an input"
-            )
     return _layer(where, kind, attributes, arrays, directions)
 
 
@@ -216,17 +285,14 @@ def _layer(
 
 def _attributes(where: str, proto: Any) -> dict[str, Any]:
     """Return attributes by name, with defaults for attributes with few possible values."""
-    attributes = {name: choices[0] for name, choices in CHOICES.items()}
-    for entry in proto.attribute:
-        value = library().helper.get_attribute_value(entry)
-        value = [*map(_text, value)] if isinstance(value, list) else _text(value)
-        if value not in CHOICES.get(entry.name, [value]):
-            choices = " or ".join(map(repr, CHOICES[entry.name]))
-            raise ValueError(
-                f"{where}: attribute {entry.name} is {shown(value)}, expected {choices}"
-            )
-        attributes[entry.name] = value
-    return attributes
+    found = {name: choices[0] for name, choices in CHOICES.items()}
+    for name, given in attributes_of(proto).items():
+        value = [*map(_text, given)] if isinstance(given, list) else _text(given)
+        if value not in CHOICES.get(name, [value]):
+            choices = " or ".join(map(repr, CHOICES[name]))
+            raise ValueError(f"{where}: attribute {name} is {shown(value)}, expected {choices}")
+        found[name] = value
+    return found
 
 
 def _text(value: Any) -> Any:
