@@ -40,8 +40,8 @@ import numpy as np
 from bench import run
 from bench.ranks import lstm, text
 from xlstm import optim, training
+from xlstm.arrays.groups import Part
 from xlstm.arrays.namespace import Params
-from xlstm.arrays.ranks.groups import Part
 from xlstm.data import Batch
 from xlstm.training import parallel
 from xlstm.training.buffer import ROOM, Layout

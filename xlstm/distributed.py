@@ -3,8 +3,8 @@
 from typing import Any
 
 from xlstm import __version__
+from xlstm.arrays.groups import Group, OtherRankError
 from xlstm.arrays.ranks import mpi
-from xlstm.arrays.ranks.groups import Group, OtherRankError
 from xlstm.data.shards import Shard
 
 __all__ = ["Group", "OtherRankError", "Shard", "group"]

@@ -22,7 +22,7 @@ from tests import gpu
 from tests.registry import EVERY, input_of
 from xlstm.arrays import random
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.ranks.groups import Part
+from xlstm.arrays.groups import Part
 from xlstm.data import Streams, Windows
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.models.sequence import SequenceModel

@@ -7,8 +7,8 @@ import pytest
 
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda import random_kernels as masks
+from xlstm.arrays.groups import Part
 from xlstm.arrays.random import bernoulli, of_part
-from xlstm.arrays.ranks.groups import Part
 from xlstm.recurrence.packing import Packing
 
 

@@ -21,8 +21,8 @@ from tests.registry import (
     time_axis,
 )
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import Part
 from xlstm.arrays.random import of_part
-from xlstm.arrays.ranks.groups import Part
 from xlstm.layers.module import masks
 from xlstm.models import TiRex2
 

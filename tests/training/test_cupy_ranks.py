@@ -14,7 +14,7 @@ from tests.distributed.launcher import START, Job, needed
 from tests.distributed.test_group import ABORTED, SOON, WHOLE
 from tests.ranks import together
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.ranks.groups import OtherRankError
+from xlstm.arrays.groups import OtherRankError
 from xlstm.data import Shard, Windows
 from xlstm.precision import Mixed
 from xlstm.training import Clip, TrainStep, optimizers, parallel

@@ -14,8 +14,8 @@ from tests.tirex import WIDER
 from tests.training import runs
 from tests.training.runs import Changed
 from xlstm import LSTM, Linear, losses, optim, training, xLSTMStack
+from xlstm.arrays.groups import OtherRankError
 from xlstm.arrays.random import generator
-from xlstm.arrays.ranks.groups import OtherRankError
 from xlstm.data import Batch, Prefetch, Sequences, Shard, Streams, Windows
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, baselines
 from xlstm.layers.blocks.large import xLSTMLarge

@@ -1,4 +1,5 @@
-"""The modules above this package with compiled loops, kernels and products, by array library.
+"""The modules above this package with compiled loops, kernels and products, by array library, and
+those with steps of several ranks.
 
 They are imported when arrays first need them. A function of a module for NumPy returns None to
 leave the work to NumPy.
@@ -19,12 +20,13 @@ MODULES = {
     "cupy.concat": "xlstm.arrays.cuda.concat_kernel",  # concat
     "cupy.foreach": "xlstm.arrays.cuda.foreach_kernels",  # apply, norm, views
     "cupy.fuse": "xlstm.arrays.cuda.fused_kernels",  # fuse, total
-    "cupy.graphs": "xlstm.training.graphs",  # Graphs
     "cupy.gather": "xlstm.arrays.cuda.gather_kernels",  # gather, add_rows
+    "cupy.graphs": "xlstm.training.graphs",  # Graphs
     "cupy.products": "xlstm.arrays.cuda.products",  # matmul, multiply, packed
     "cupy.random": "xlstm.arrays.cuda.random_kernels",  # bernoulli
     "cupy.rows": "xlstm.arrays.cuda.row_kernels",  # summed
     "cupy.waits": "xlstm.arrays.cuda.waits",  # look
+    "ranks.steps": "xlstm.training.parallel",  # all_reduce
 }
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from xlstm.arrays import checks, compiled, fuse
 from xlstm.arrays.convert import like
+from xlstm.arrays.groups import Part, rows
 from xlstm.arrays.namespace import Array, Shape, namespace_of
-from xlstm.arrays.ranks.groups import Part, rows
 
 Seed: TypeAlias = "int | np.random.Generator"
 

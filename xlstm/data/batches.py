@@ -21,8 +21,8 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import Group, Part, checksum, columns
 from xlstm.arrays.namespace import dtype_name
-from xlstm.arrays.ranks.groups import Group, Part, checksum, columns
 from xlstm.data.host import Host, finite, numbers, weights
 from xlstm.recurrence.packing import checked_lengths
 

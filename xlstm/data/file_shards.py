@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.ranks.groups import GROUP, Alone, Group, columns
+from xlstm.arrays.groups import GROUP, Alone, Group, columns
 from xlstm.data.batches import Batch, ByRows, Shuffler, is_input, orders, part_of, time_first
 from xlstm.data.host import Host
 from xlstm.data.parquet import RowGroups

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.arrays.groups import Group, columns
 from xlstm.arrays.optional_imports import pyarrow
-from xlstm.arrays.ranks.groups import Group, columns
 from xlstm.data.batches import Batch, Shuffler, part_of, time_first
 from xlstm.data.host import Host, finite
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.ranks.groups import GROUP, Group, columns
+from xlstm.arrays.groups import GROUP, Group, columns
 from xlstm.data.batches import (
     BATCHES,
     Batch,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays.backend import Backend
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Params
-from xlstm.arrays.ranks.groups import Group
 from xlstm.data.host import Host, Values
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import TimeSeries

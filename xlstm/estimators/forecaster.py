@@ -13,8 +13,8 @@ import numpy as np
 from xlstm import precision as precisions
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
-from xlstm.arrays.ranks.groups import Group
 from xlstm.data.categories import encoded
 from xlstm.data.host import Values
 from xlstm.data.panels import Panel

@@ -15,9 +15,9 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_like, backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import from_foreign
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Namespace, Params
 from xlstm.arrays.random import generator
-from xlstm.arrays.ranks.groups import Group
 from xlstm.cells.activations import sigmoid, softmax
 from xlstm.data import Sequences
 from xlstm.data.host import Host

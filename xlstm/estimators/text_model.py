@@ -13,8 +13,8 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Params
-from xlstm.arrays.ranks.groups import Group
 from xlstm.data import text
 from xlstm.data.batches import Streams
 from xlstm.data.host import Host

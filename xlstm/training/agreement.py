@@ -14,7 +14,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.capture import capturing
-from xlstm.arrays.ranks.groups import Group, OtherRankError, odd_ranks
+from xlstm.arrays.groups import Group, OtherRankError, odd_ranks
 
 
 class KeepsError(Protocol):

@@ -13,8 +13,8 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import Group, odd_ranks
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.arrays.ranks.groups import Group, odd_ranks
 from xlstm.data.batches import Batches
 from xlstm.data.shards import Shard
 from xlstm.training.agreement import told

@@ -15,8 +15,8 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_like
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import Group, Part
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.arrays.ranks.groups import Group, Part
 from xlstm.data.batches import (
     EXPECTED,
     Batch,

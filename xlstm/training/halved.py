@@ -14,8 +14,8 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.fuse import fuse
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, Namespace
-from xlstm.arrays.ranks.groups import Group
 from xlstm.training.buffer import Bucket, Layout, zeros
 
 LARGEST = float(np.finfo("float32").max)

@@ -22,9 +22,9 @@ from xlstm import checkpoint
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.backend import backend_of
 from xlstm.arrays.cached import cached_property
+from xlstm.arrays.groups import Group, checksum
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
-from xlstm.arrays.ranks.groups import Group, checksum
 from xlstm.data.batches import Batches, Prefetch
 from xlstm.data.shards import Shard
 from xlstm.precision import Mixed

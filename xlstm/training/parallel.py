@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +21,14 @@ from xlstm.arrays import foreach
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.fuse import fuse
+from xlstm.arrays.groups import Alone, Group, Part, collected
 from xlstm.arrays.namespace import HALVES, Array, Namespace, Params
-from xlstm.arrays.ranks.groups import Alone, Group, Part, collected
 from xlstm.training.agreement import same, together, told
 from xlstm.training.buffer import ROOM, Bucket, Layout, zeros
 from xlstm.training.callbacks import Callback, Clip, has
 from xlstm.training.halved import Halved
 from xlstm.training.optimizers import ByRules, Optimizer, OptimState, Slots, norm_of
+from xlstm.training.state import Head, LossAndGradients
 
 Update = Callable[..., tuple[Params, OptimState]]
 # number of parameters above which ranks share the optimiser; below it, its time does not matter
@@ -41,58 +42,6 @@ FEW = 64
 BITS = {"float16": 10, "bfloat16": 7}
 # The sum of the shares of all ranks may differ from 1 by this much, because of rounding.
 SHARES = 0.01
-
-
-class LossAndGradients(NamedTuple):
-    """The result of a forward and a backward pass.
-
-    Attributes
-    ----------
-    loss : 0-d array
-    carried : tuple or None
-        The state of the model at the end of the batch.
-    used : dict of str to array
-        The weights that the model was run with.
-    grads : dict of str to array
-    norm : 0-d array
-        The norm of the gradients.
-    """
-
-    loss: Array
-    carried: Any
-    used: Params
-    grads: Params
-    norm: Array
-
-
-class Head(NamedTuple):
-    """The first numbers of the buffer. Each rank writes its own, and the sum over ranks is read.
-
-    Attributes
-    ----------
-    loss : float
-        The loss, or NaN if a rank has failed.
-    squares : float
-        The sum of the squares of the rank's gradients, if these are not summed with the head.
-    status : float
-        0 if the rank takes the step, 1 if its data have ended, and more than the number of ranks if
-        it has failed.
-    share : float
-        The rank's share of the batch's targets; all shares sum to 1.
-    signal, stop : float
-        Above 0 if a rank has received a signal, or a callback has asked it to stop.
-    check : float
-        A number made of the rank's batches and learning rates so far; the sum is 0 if they are the
-        same on all ranks.
-    """
-
-    loss: Any
-    squares: Any
-    status: Any
-    share: Any
-    signal: Any
-    stop: Any
-    check: Any
 
 
 class AllReduce:

@@ -9,14 +9,13 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import Alone, Group, checksum, collected, columns, odd_ranks
 from xlstm.arrays.namespace import Array, Params, dtype_name, leaves
-from xlstm.arrays.ranks.groups import Alone, Group, checksum, collected, columns, odd_ranks
 from xlstm.layers.sequence import Leaf, nested
 from xlstm.training.agreement import held, same, together, told
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
 from xlstm.training.optimizers import Slots
-from xlstm.training.parallel import AllReduce
 from xlstm.training.state import StepState
 
 STORED = {"bfloat16": "float32"}  # the host's dtypes for dtypes that NumPy lacks
@@ -37,7 +36,7 @@ class RunRanks:
         Whether each rank keeps its own sums of gradients that no update has used yet.
     """
 
-    def __init__(self, reduce: AllReduce | None, model: Any, sums_locally: bool) -> None:
+    def __init__(self, reduce: Any, model: Any, sums_locally: bool) -> None:
         self.reduce = reduce
         self.model = model
         self.sums_locally = sums_locally
@@ -210,7 +209,8 @@ class RunRanks:
         """Return arrays with the names, shapes and dtypes of the moments that `read` returns."""
         if self.reduce is None:
             return state.moments.slots
-        return self.reduce.slots_like(state.moments, state.params)
+        slots: Slots = self.reduce.slots_like(state.moments, state.params)
+        return slots
 
     def part(self, state: StepState) -> StepState:
         """Return this rank's part of a state that `whole` has gathered."""

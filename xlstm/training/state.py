@@ -19,7 +19,6 @@ from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.precision import Scaling
 from xlstm.training.feed import Feed
 from xlstm.training.optimizers import OptimState
-from xlstm.training.parallel import AllReduce
 
 
 class Decided(NamedTuple):
@@ -39,6 +38,58 @@ class Decided(NamedTuple):
     norm: float = 0.0
     failed: float = 0.0
     counts: float = 0.0
+
+
+class LossAndGradients(NamedTuple):
+    """The result of a forward and a backward pass.
+
+    Attributes
+    ----------
+    loss : 0-d array
+    carried : tuple or None
+        The state of the model at the end of the batch.
+    used : dict of str to array
+        The weights that the model was run with.
+    grads : dict of str to array
+    norm : 0-d array
+        The norm of the gradients.
+    """
+
+    loss: Array
+    carried: Any
+    used: Params
+    grads: Params
+    norm: Array
+
+
+class Head(NamedTuple):
+    """The first numbers of the buffer. Each rank writes its own, and the sum over ranks is read.
+
+    Attributes
+    ----------
+    loss : float
+        The loss, or NaN if a rank has failed.
+    squares : float
+        The sum of the squares of the rank's gradients, if these are not summed with the head.
+    status : float
+        0 if the rank takes the step, 1 if its data have ended, and more than the number of ranks if
+        it has failed.
+    share : float
+        The rank's share of the batch's targets; all shares sum to 1.
+    signal, stop : float
+        Above 0 if a rank has received a signal, or a callback has asked it to stop.
+    check : float
+        A number made of the rank's batches and learning rates so far; the sum is 0 if they are the
+        same on all ranks.
+    """
+
+    loss: Any
+    squares: Any
+    status: Any
+    share: Any
+    signal: Any
+    stop: Any
+    check: Any
 
 
 class HostScalars(NamedTuple):
@@ -86,7 +137,7 @@ class Runtime:
     """
 
     feed: Feed
-    ranks: AllReduce | None = None
+    ranks: Any = None
     graphs: Any = None
 
 

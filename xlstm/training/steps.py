@@ -23,9 +23,9 @@ from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles
+from xlstm.arrays.groups import GROUP, Group, checksum
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.random import Seed, generator, of_part
-from xlstm.arrays.ranks.groups import GROUP, Group, checksum
 from xlstm.data.batches import Batch
 from xlstm.layers.announcements import announced
 from xlstm.layers.module import STREAM
@@ -35,10 +35,11 @@ from xlstm.training.agreement import held, same
 from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.optimizers import ByRules, Optimizer, each, norm_of
-from xlstm.training.parallel import AllReduce, Head, LossAndGradients, all_reduce
 from xlstm.training.state import (
     Decided,
+    Head,
     HostScalars,
+    LossAndGradients,
     Runtime,
     StepState,
     Taken,
@@ -202,7 +203,7 @@ class TrainStep:
             params = {name: xp.asarray(p, copy=True, order="C") for name, p in params.items()}
             self.group.share(list(params.values()))
             halved = self.gradients is not None and self.group.size > 1
-            runtime.ranks = all_reduce(
+            runtime.ranks = compiled.module("ranks.steps").all_reduce(
                 self.group, feed.home, params, self.optimizer, self.callbacks, halved
             )
             moments = runtime.ranks.init(self.optimizer, params)
@@ -408,7 +409,8 @@ class TrainStep:
             own = LossAndGradients(zero, carried, state.params, {}, zero)
         head = Head(0.0, 0.0, 0.0, share, scalars.signal, scalars.stop, scalars.check)
         with np.errstate(over="ignore", invalid="ignore"):
-            return ranks.reduce(own, head, self.sums_locally, late)
+            summed: LossAndGradients = ranks.reduce(own, head, self.sums_locally, late)
+        return summed
 
     def _enqueue(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Queue a step on a GPU, which makes the step's decisions; wait for it if steps wait."""
@@ -567,7 +569,7 @@ class TrainStep:
         return inputs
 
     def _common_inputs(
-        self, state: StepState, ranks: AllReduce, batch: Batch | Inputs | None, where: str
+        self, state: StepState, ranks: Any, batch: Batch | Inputs | None, where: str
     ) -> Inputs | None:
         """Return this rank's part of a batch, noted for all ranks, or None if it cannot take the
         step.
@@ -584,7 +586,7 @@ class TrainStep:
                 return inputs
         return None
 
-    def _refused(self, state: StepState, ranks: AllReduce, where: str) -> tuple[StepState, Taken]:
+    def _refused(self, state: StepState, ranks: Any, where: str) -> tuple[StepState, Taken]:
         """Tell all ranks that this one cannot take the step; raise its error, now or when steps are
         settled.
         """

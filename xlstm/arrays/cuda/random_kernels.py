@@ -15,9 +15,9 @@ import numpy as np
 
 from xlstm.arrays.constants import Home, from_host, home, kept
 from xlstm.arrays.cuda import device, kernel_fallback
+from xlstm.arrays.groups import Part, rows
 from xlstm.arrays.namespace import Array, Host, Namespace, Shape, device_of, namespace_of, room
 from xlstm.arrays.random import skip
-from xlstm.arrays.ranks.groups import Part, rows
 
 A = 0x2360ED051FC65DA44385DF649FCCF645  # the multiplier of PCG64
 THREADS = 256

@@ -27,8 +27,8 @@ import numpy as np
 
 from xlstm.arrays import checks, cores, optional_imports
 from xlstm.arrays.convert import BackendError, like, to_numpy
+from xlstm.arrays.groups import Alone, Group, OtherRankError, odd_ranks
 from xlstm.arrays.namespace import Array
-from xlstm.arrays.ranks.groups import Alone, Group, OtherRankError, odd_ranks
 from xlstm.arrays.ranks.nccl import KINDS, Nccl, agreed, choose_gpu
 from xlstm.arrays.ranks.watchdog import SILENT, Clock, Watch
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from xlstm.arrays import optional_imports
 from xlstm.arrays.convert import BackendError
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, dtype_name
-from xlstm.arrays.ranks.groups import Group
 from xlstm.arrays.ranks.watchdog import Clock
 
 INSTALL = "pip install 'xlstm-xp[nccl12]' (CUDA 13: 'xlstm-xp[nccl13]')"
