@@ -4,6 +4,35 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 
+class Meeting:
+    """A barrier. One of Python may turn away a thread that it has let through, if another thread
+    that went through breaks it before the first one is awake.
+    """
+
+    def __init__(self, size):
+        self.size = size
+        self.came = self.passed = 0
+        self.broken = False
+        self.condition = threading.Condition()
+
+    def wait(self):
+        with self.condition:
+            number = self.passed
+            self.came += 1
+            if self.came == self.size and not self.broken:
+                self.came = 0
+                self.passed += 1
+                self.condition.notify_all()
+            self.condition.wait_for(lambda: self.passed > number or self.broken, timeout=60)
+            if self.passed == number:
+                raise threading.BrokenBarrierError
+
+    def abort(self):
+        with self.condition:
+            self.broken = True
+            self.condition.notify_all()
+
+
 class Threads:
     """One rank; `shared` is what all ranks have in common."""
 
@@ -77,7 +106,7 @@ class Shared:
     def __init__(self, size, machines=1):
         self.slots = [None] * size
         self.machines = machines
-        self.barrier = threading.Barrier(size, timeout=60)
+        self.barrier = Meeting(size)
 
 
 def together(size, function, *args, machines=1):
