@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, compiled
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Array
 from xlstm.arrays.random import generator
-from xlstm.arrays.tangents import jvp
 from xlstm.arrays.trees import leaves_by_path, mapped, replaced
 
 __all__ = ["GradientError", "gradcheck"]
@@ -196,7 +195,7 @@ def _second_order(
         return backward(forward(*inputs)[1], w)
 
     def backward_of_gradients(inputs: Any, v: Any) -> Any:
-        return jvp(gradients, inputs, v)[1]
+        return compiled.module("jvp.tangents").jvp(gradients, inputs, v)[1]
 
     return lambda *inputs: (gradients(*inputs), inputs), backward_of_gradients
 

@@ -1,5 +1,5 @@
 """The modules above this package with compiled loops, kernels and products, by array library, and
-those with steps of several ranks.
+those of dual numbers and of several ranks.
 
 They are imported when arrays first need them. A function of a module for NumPy returns None to
 leave the work to NumPy.
@@ -26,6 +26,8 @@ MODULES = {
     "cupy.random": "xlstm.arrays.cuda.random_kernels",  # bernoulli
     "cupy.rows": "xlstm.arrays.cuda.row_kernels",  # summed
     "cupy.waits": "xlstm.arrays.cuda.waits",  # look
+    "jvp.cells": "xlstm.engines.compiled_cell",  # CompiledCell
+    "jvp.tangents": "xlstm.arrays.tangents",  # jvp
     "ranks.steps": "xlstm.training.parallel",  # all_reduce
 }
 

@@ -17,7 +17,20 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array, Namespace, dtype_name, is_floating, primal
+from xlstm.arrays.fuse import SMALL, compiles, fuse, looped
+from xlstm.arrays.matmul import matmul
+from xlstm.arrays.namespace import (
+    Array,
+    Namespace,
+    deepest,
+    depth_of,
+    dtype_name,
+    is_floating,
+    primal,
+    root_of,
+)
+from xlstm.tracing.array_functions import Formula
+from xlstm.tracing.symbols import UntraceableError
 
 # The namespaces of the functions being differentiated around the running code, the innermost last.
 # The derivative of a derivative has dual numbers whose values and tangents are dual numbers
@@ -341,6 +354,42 @@ class DualNamespace:
         """Return the value and the tangent of a dual number, or only a constant."""
         return (array.value, array.tangent) if self.owns(array) else (array,)
 
+    def dual(self, value: Array, tangent: Array) -> Dual:
+        """Return a dual number."""
+        return Dual(self, value, tangent)
+
+    def product(self, A: Array, B: Array) -> Array:
+        """Return A @ B by `matmul` of the library below."""
+        times = functools.partial(matmul, self.base)
+        rules = lambda _, y, t, a, b: times(t, b), lambda _, y, t, a, b: times(a, t)
+        return self.by_parts(times, rules, A, B)
+
+    def looped(
+        self,
+        function: Formula,
+        arrays: tuple[Array, ...],
+        sums: int,
+        options: dict[str, Any],
+    ) -> Any:
+        """Run `looped` of `arrays/fuse.py`: a compiled loop, or a kernel, computes values and
+        tangents.
+        """
+        if self.root is np and max([a.size for a in arrays]) < SMALL:
+            return None
+        pairs = on_pairs(function, tuple(map(self.owns, arrays)))
+        parts = [part for a in arrays for part in self.parts(a)]
+        if compiles(self.root) and not sums:
+            try:
+                results = fuse(self.base, pairs, *parts, **options)
+            except UntraceableError:  # it takes means along a row
+                return None
+        else:
+            results = looped(self.base, pairs, tuple(parts), 2 * sums, options)
+        if results is None:
+            return None
+        duals = of_pairs(self, results)
+        return duals[0] if len(duals) == 1 else tuple(duals)
+
     def __getattr__(self, name: str) -> Any:
         """Return a function, and keep it as an attribute, or a constant or dtype of the base."""
         if name == "ndarray":  # callers tell NumPy and CuPy from other libraries by it
@@ -484,42 +533,6 @@ def on_pairs(function: Callable[..., Any], are_dual: tuple[bool, ...]) -> Any:
 
     pairs.__name__ = function.__name__
     return pairs
-
-
-def add_over(xp: Namespace, a: Array, b: Array) -> Array:
-    """Return a + b in the memory of a, which nobody else uses.
-
-    If b may have a tangent and a has none, the sum takes new memory.
-    """
-    if isinstance(xp, DualNamespace):
-        return a + b
-    a += b
-    return a
-
-
-def root_of(xp: Namespace) -> Namespace:
-    """Return the library below all dual numbers of a namespace, or the namespace itself."""
-    return xp.root if isinstance(xp, DualNamespace) else xp
-
-
-def depth_of(xp: Namespace) -> int:
-    """Return how many functions are being differentiated, 0 without dual numbers."""
-    return xp.depth if isinstance(xp, DualNamespace) else 0
-
-
-def deepest(*namespaces: Namespace) -> Namespace:
-    """Return the namespace of results computed from arrays of several; by default the first.
-
-    Raise TypeError for dual numbers of two calls of `jvp` of which neither is within the other.
-    """
-    found = max(namespaces, key=depth_of)
-    for xp in namespaces:
-        if depth_of(xp) == depth_of(found) > 0 and xp is not found:
-            raise TypeError(
-                "jvp: dual numbers of two calls meet, expected those of one call and the calls"
-                " around it"
-            )
-    return found
 
 
 @contextlib.contextmanager

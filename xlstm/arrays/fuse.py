@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import compiled, optional_imports
-from xlstm.arrays.dual import DualNamespace, of_pairs, on_pairs
 from xlstm.arrays.namespace import (
     Array,
     Namespace,
     Shape,
     device_of,
     dtype_name,
+    is_of_duals,
 )
 from xlstm.tracing.array_functions import Formula
 from xlstm.tracing.array_functions import listed as listed
-from xlstm.tracing.symbols import UntraceableError
 
 CUPY = "array_api_compat.cupy"
 # elements of the largest argument from which on a compiled loop is used; results may be larger
@@ -95,36 +94,11 @@ def looped(
 
     The last `sums` results are summed over all axes but the last.
     """
-    if isinstance(xp, DualNamespace):
-        return _looped_pairs(xp, function, arrays, sums, options)
+    if is_of_duals(xp):
+        return xp.looped(function, arrays, sums, options)
     if xp is not np or max([a.size for a in arrays]) < SMALL:
         return None
     return compiled.module("numpy.loops").run(function, arrays, sums, options)
-
-
-def _looped_pairs(
-    xp: DualNamespace,
-    function: Formula,
-    arrays: tuple[Array, ...],
-    sums: int,
-    options: dict[str, Any],
-) -> Any:
-    """Run `looped` on dual numbers: a compiled loop, or a kernel, computes values and tangents."""
-    if xp.root is np and max([a.size for a in arrays]) < SMALL:
-        return None
-    pairs = on_pairs(function, tuple(map(xp.owns, arrays)))
-    parts = [part for a in arrays for part in xp.parts(a)]
-    if compiles(xp.root) and not sums:
-        try:
-            results = fuse(xp.base, pairs, *parts, **options)
-        except UntraceableError:  # it takes means along a row
-            return None
-    else:
-        results = looped(xp.base, pairs, tuple(parts), 2 * sums, options)
-    if results is None:
-        return None
-    duals = of_pairs(xp, results)
-    return duals[0] if len(duals) == 1 else tuple(duals)
 
 
 def total(xp: Namespace, a: Array, b: Array, axes: int | Shape = -1, dtype: Any = None) -> Array:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import compiled, fuse
-from xlstm.arrays.dual import DualNamespace
-from xlstm.arrays.namespace import Array, Namespace, astype, reshape
+from xlstm.arrays.namespace import Array, Namespace, astype, is_of_duals, reshape
 
 SMALL = 1 << 16  # multiplications below which NumPy's product takes less time than compiled tiles
 
@@ -60,10 +58,8 @@ def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
 
     If B is one matrix, all rows of A become one matrix, too.
     """
-    if isinstance(xp, DualNamespace):
-        times = functools.partial(matmul, xp.base)
-        rules = lambda _, y, t, a, b: times(t, b), lambda _, y, t, a, b: times(a, t)
-        return xp.by_parts(times, rules, A, B)
+    if is_of_duals(xp):
+        return xp.product(A, B)
     if B.ndim == 2 != A.ndim:
         product = _elsewhere(xp, reshape(A, (math.prod(A.shape[:-1]), A.shape[-1])), B)
         return reshape(product, (*A.shape[:-1], B.shape[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Container, Iterator, Mapping
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import array_api_compat
@@ -316,3 +317,45 @@ def leaves(tree: Any, whole: type | tuple[()] = ()) -> Iterator[Any]:
             yield from leaves(part, whole)
     elif tree is not None:
         yield tree
+
+
+def is_of_duals(xp: Namespace) -> bool:
+    """Tell whether a namespace is that of dual numbers; libraries are modules."""
+    return not isinstance(xp, ModuleType) and hasattr(xp, "depth")
+
+
+def add_over(xp: Namespace, a: Array, b: Array) -> Array:
+    """Return a + b in the memory of a, which nobody else uses.
+
+    If b may have a tangent and a has none, the sum takes new memory.
+    """
+    if is_of_duals(xp):
+        return a + b
+    a += b
+    return a
+
+
+def root_of(xp: Namespace) -> Namespace:
+    """Return the library below all dual numbers of a namespace, or the namespace itself."""
+    return xp.root if is_of_duals(xp) else xp
+
+
+def depth_of(xp: Namespace) -> int:
+    """Return how many functions are being differentiated, 0 without dual numbers."""
+    depth: int = xp.depth if is_of_duals(xp) else 0
+    return depth
+
+
+def deepest(*namespaces: Namespace) -> Namespace:
+    """Return the namespace of results computed from arrays of several; by default the first.
+
+    Raise TypeError for dual numbers of two calls of `jvp` of which neither is within the other.
+    """
+    found = max(namespaces, key=depth_of)
+    for xp in namespaces:
+        if depth_of(xp) == depth_of(found) > 0 and xp is not found:
+            raise TypeError(
+                "jvp: dual numbers of two calls meet, expected those of one call and the calls"
+                " around it"
+            )
+    return found

@@ -8,8 +8,8 @@ from typing import Any
 import array_api_compat
 
 from xlstm.arrays import checks
-from xlstm.arrays.dual import Dual, DualNamespace, deeper, root_of
-from xlstm.arrays.namespace import Array, Namespace, namespace, namespace_of
+from xlstm.arrays.dual import Dual, DualNamespace, deeper
+from xlstm.arrays.namespace import Array, Namespace, namespace, namespace_of, root_of
 from xlstm.arrays.trees import leaves_by_path, mapped
 
 __all__ = ["hvp", "jvp"]

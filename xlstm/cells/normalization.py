@@ -8,9 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays.dual import root_of
 from xlstm.arrays.fuse import looped
-from xlstm.arrays.namespace import Array, Namespace, finfo
+from xlstm.arrays.namespace import Array, Namespace, finfo, root_of
 from xlstm.arrays.rows import by_rows
 
 Axis: TypeAlias = "int | tuple[int, ...]"

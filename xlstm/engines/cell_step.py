@@ -10,14 +10,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays.dual import DualNamespace
+from xlstm.arrays import compiled
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of, is_of_duals, reshape
 from xlstm.cells.cell import Cell
 from xlstm.cells.linear_scan import LinearCell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
-from xlstm.engines.compiled_cell import CompiledCell
 from xlstm.engines.pointwise import pointwise
 
 # A function that runs a single step, (w, x, state) -> (y, state); see `Engine.stream`.
@@ -90,15 +89,15 @@ class Step:
                 rows = (-1,) if p.shape[0] > self.H else ()
                 self.own[name] = p if p.ndim == 2 else reshape(p, (*rows, self.H, 1))
         by_steps = self.bare and not self.linear
-        on_dual_numbers = isinstance(xp, DualNamespace) and compiles(xp.base)
+        on_dual_numbers = is_of_duals(xp) and compiles(xp.base)
         if by_steps and on_dual_numbers and pointwise(cell, self.own_rows, ()) is not None:
-            self.cell = CompiledCell(cell)
+            self.cell = compiled.module("jvp.cells").CompiledCell(cell)
         self.compiled: Any = None  # the step as an engine compiled it
         # Looked up only once, since they run at every step.
         on_cupy = xp is not np and compiles(xp)
         self._times: Any = functools.partial(matmul, xp) if on_cupy else operator.matmul
         # in-place, except with dual numbers: a constant product has no room for a bias's tangent
-        self._add: Any = operator.add if isinstance(xp, DualNamespace) else operator.iadd
+        self._add: Any = operator.add if is_of_duals(xp) else operator.iadd
         self.reshape: Any = np.ndarray.reshape if xp is np else reshape
 
     def __reduce__(self) -> tuple[Any, ...]:

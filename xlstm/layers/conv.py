@@ -11,10 +11,9 @@ import numpy as np
 
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
-from xlstm.arrays.dual import add_over
 from xlstm.arrays.fuse import fuse, listed, windows
 from xlstm.arrays.gather import add_rows
-from xlstm.arrays.namespace import Array, Namespace, Params, reshape, room
+from xlstm.arrays.namespace import Array, Namespace, Params, add_over, reshape, room
 from xlstm.arrays.rows import column_sums, summed
 from xlstm.arrays.sliding import computes_again, of_windows, slid, steps_of
 from xlstm.cells.activations import silu, silu_bwd

@@ -10,9 +10,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from xlstm.arrays import block_diagonal, headwise
-from xlstm.arrays.dual import add_over
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params, add_over
 from xlstm.arrays.rows import column_sums, row_products
 from xlstm.layers.initializers import constant, normal, uniform
 from xlstm.layers.module import Module, SameWidth, Weights, rows

@@ -9,10 +9,17 @@ import numpy as np
 
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat, stack
-from xlstm.arrays.dual import add_over
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, reshape, squares_below
+from xlstm.arrays.namespace import (
+    Array,
+    Namespace,
+    Params,
+    add_over,
+    dtype_name,
+    reshape,
+    squares_below,
+)
 from xlstm.arrays.rows import column_sums, row_products
 from xlstm.cells import mlstm
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd

@@ -17,9 +17,18 @@ import numpy as np
 from xlstm.arrays import checks, invariance
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.cached import cached_property
-from xlstm.arrays.dual import Dual, DualNamespace, deepest, depth_of
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.namespace import Array, DType, Namespace, Params, device_of, namespace, reshape
+from xlstm.arrays.namespace import (
+    Array,
+    DType,
+    Namespace,
+    Params,
+    deepest,
+    depth_of,
+    device_of,
+    namespace,
+    reshape,
+)
 from xlstm.arrays.random import Seed, bernoulli, generator
 from xlstm.arrays.tensor_views import Views, views_of
 from xlstm.arrays.trees import leaves_by_path, mapped
@@ -286,7 +295,7 @@ class Module:
         return self.apply_bwd(deepest(xp, saved.xp), params, saved.kept, dy)
 
     def _backward_of_duals(
-        self, xp: DualNamespace, params: Params, saved: Any, *gradients: Any
+        self, xp: Namespace, params: Params, saved: Any, *gradients: Any
     ) -> tuple[Any, ...]:
         """Run `backward` on dual numbers after a `forward` without them.
 
@@ -301,7 +310,7 @@ class Module:
         values = self.backward(params, saved, *mapped(gradients, lambda _, a: xp.value(a)))
         tangents = self.backward(params, saved, *mapped(gradients, lambda _, a: xp.tangent(a)))
         by_path = leaves_by_path(tangents)
-        return mapped(values, lambda path, a: Dual(xp, a, by_path[path]))  # type: ignore[no-any-return]
+        return mapped(values, lambda path, a: xp.dual(a, by_path[path]))  # type: ignore[no-any-return]
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         """Return y and the values that `apply_bwd` needs."""

@@ -6,8 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from xlstm.arrays import checks
-from xlstm.arrays.dual import add_over
-from xlstm.arrays.namespace import Array, Namespace, Params, reshape
+from xlstm.arrays.namespace import Array, Namespace, Params, add_over, reshape
 from xlstm.arrays.rows import column_sums, summed
 from xlstm.arrays.sliding import computes_again
 from xlstm.cells.normalization import (

@@ -14,7 +14,6 @@ import numpy as np
 
 from xlstm.arrays import checks, constants, fuse, invariance, rows
 from xlstm.arrays.cached import cached_property
-from xlstm.arrays.dual import deepest, depth_of
 from xlstm.arrays.fills import filled_at_once
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import (
@@ -22,6 +21,8 @@ from xlstm.arrays.namespace import (
     Namespace,
     Params,
     check_library,
+    deepest,
+    depth_of,
     device_of,
     plain_namespace,
     reshape,

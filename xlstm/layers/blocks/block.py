@@ -12,9 +12,8 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.cached import cached_property
-from xlstm.arrays.dual import add_over
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.namespace import Array, Namespace, Params, room
+from xlstm.arrays.namespace import Array, Namespace, Params, add_over, room
 from xlstm.arrays.rows import summed
 from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers import initializers

@@ -10,9 +10,8 @@ from typing import Any
 from xlstm.arrays import checks
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
-from xlstm.arrays.dual import add_over
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.namespace import Array
+from xlstm.arrays.namespace import Array, add_over
 from xlstm.cells.activations import soft_cap, soft_cap_bwd
 from xlstm.layers.blocks.block import (
     MULTIPLE,
