@@ -60,8 +60,9 @@ def gradcheck(
         The number of random directions for each input; every output is checked in each direction.
     step : float
         The step of the fourth-order central difference. If the difference disagrees, the check also
-        tries a tenth and a hundredth of the step: an error of the difference itself, or of a kink
-        within its reach, vanishes with the step.
+        tries ten times, a tenth and a hundredth of the step. An error of the difference itself, or
+        of a kink within its reach, vanishes with a smaller step, and rounding in ill-conditioned
+        outputs with a larger one.
     tolerance : float
         The largest relative error allowed. Errors are relative to the largest of the two
         derivatives and `|dx| |v| / sqrt(n)`, the typical size of a derivative in a random
@@ -149,15 +150,16 @@ def gradcheck(
                         f"{pair}: cannot be checked, it drowns in the rounding of the outputs"
                     )
                 error = max(abs(exact[name] - numeric) - noise, 0.0) / scales[name]
-                # An error of the difference, or of a kink within its reach, vanishes with the step;
-                # a wrong gradient does not.
-                for smaller in (step / 10, step / 100):
+                # An error of the difference, or of a kink within its reach, vanishes with a smaller
+                # step, and rounding in ill-conditioned outputs with a larger one; a wrong gradient
+                # does not.
+                for other in (10 * step, step / 10, step / 100):
                     if error <= tolerance:
                         break
-                    again, noise = difference(name, smaller)
+                    again, noise = difference(name, other)
                     if noise > most_noise:
                         break
-                    error = max(abs(exact[name] - again) - noise, 0.0) / scales[name]
+                    error = min(error, max(abs(exact[name] - again) - noise, 0.0) / scales[name])
                 if not error <= tolerance:  # NaN is not
                     raise GradientError(
                         f"{pair}: backward gives {exact[name]:.12g}, finite differences"
