@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_backend
-from xlstm import gradcheck, losses
+from xlstm import gradcheck, jvp, losses
 from xlstm.arrays.convert import to_numpy
 
 REGRESSIONS = ["mse", "mae", "huber"]
@@ -42,6 +42,31 @@ def test_gradients(be, rng, name, mask):
     target = be.asarray(target)
     loss = getattr(losses, name)
     gradcheck(lambda y: loss(y, target, chosen), lambda dy, d: (d * dy,), (be.asarray(y),))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("mask", ["steps", "weights"])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_masked_values_have_no_influence(be, rng, name, mask, bad):
+    y, target = predictions(name, rng)
+    left_out = rng.random((4, 3)) < 0.5
+    chosen = be.asarray(~left_out * (True if mask == "steps" else rng.random((4, 3))))
+    v = rng.standard_normal(y.shape)
+
+    def results():
+        def loss(y):
+            return getattr(losses, name)(y, be.asarray(target), chosen)
+
+        y1 = be.asarray(y)
+        if be.name == "array_api_strict":  # its operators refuse dual numbers
+            return [*map(to_numpy, loss(y1))]
+        return [to_numpy(a) for pair in jvp(loss, (y1,), (be.asarray(v),)) for a in pair]
+
+    expected = results()
+    y[left_out] = v[left_out] = bad
+    target[left_out] = 9 if name == "cross_entropy" else bad
+    for found, clean in zip(results(), expected, strict=True):
+        np.testing.assert_array_equal(found, clean)
 
 
 @pytest.mark.parametrize(
