@@ -19,7 +19,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.cuda import constants
 from xlstm.arrays.foreign import accepts_foreign
-from xlstm.arrays.fuse import compiles, where
+from xlstm.arrays.fuse import compiles, fuse
 from xlstm.arrays.namespace import (
     Array,
     Namespace,
@@ -173,7 +173,7 @@ def pinball(
     target = target[..., None]
     if mask is not None:
         weight = weight[..., None]
-        y, target = (_counted(xp, weight, a) for a in (y, target))
+        y, target = fuse(xp, _counted, weight, y, target)
     q = xp.astype(constants.copied(xp, np.array(levels), device_of(y)), y.dtype, copy=False)
     e = target - y  # (4)
     slope = q - xp.astype(e < 0, y.dtype)  # (4) the derivative of the loss with respect to e
@@ -211,9 +211,7 @@ def binary_cross_entropy(
     ValueError, TypeError
         Shapes, libraries or dtypes do not match.
     """
-    xp, logits, target, weight = _regression(
-        "binary_cross_entropy", logits, target, mask, "logits"
-    )
+    xp, logits, target, weight = _regression("binary_cross_entropy", logits, target, mask, "logits")
     loss = xp.sum(weight * (softplus(xp, logits) - target * logits))  # (8)
     return loss, astype(xp, weight * (sigmoid(xp, logits) - target), logits.dtype)  # (8)
 
@@ -272,7 +270,7 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
         error, lost = by_rows(xp, _entropy, logits, label, classes, share, width=V)
         return xp.sum(lost), xp.astype(error, logits.dtype, copy=False)
     if mask is not None:
-        logits = _counted(xp, share, logits)
+        (logits,) = _counted(xp, share, logits)
     label = xp.asarray(labels, dtype=xp.int64)
     valid = xp.logical_and(label >= 0, label < V)
     label = xp.where(valid, label, xp.zeros_like(label))
@@ -285,7 +283,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     picked = xp.reshape(xp.take(xp.reshape(logits, (-1,)), rows, axis=0), labels.shape)
     log_p = picked - (top + xp.log(V * mean))[..., 0]  # (5)
     lost = weight * xp.where(valid, log_p, xp.full_like(log_p, xp.nan))
-    lost = lost if mask is None else _counted(xp, weight, lost)
+    if mask is not None:
+        (lost,) = _counted(xp, weight, lost)
     return -xp.sum(lost), xp.astype(error, logits.dtype, copy=False)  # (5)
 
 
@@ -312,7 +311,7 @@ def _entropy(
 
     The loss is NaN for a label outside the classes.
     """
-    z = xp.where(weight > 0, z, xp.zeros_like(z))
+    (z,) = _counted(xp, weight, z)
     top = xp.max(z, axis=-1, keepdims=True)
     error, mean = _softmax_error(xp, z, top, label, classes, weight, width)
     hit = _hit(xp, classes, label)
@@ -322,7 +321,7 @@ def _entropy(
         xp.where(hit > 0.5, below, xp.zeros_like(below)), axis=-1, keepdims=True
     )
     lost = weight * (xp.log(width * mean) - picked) * (valid / valid)  # (5)
-    return error, xp.where(weight > 0, lost, xp.zeros_like(lost))
+    return error, *_counted(xp, weight, lost)
 
 
 def _regression(
@@ -339,7 +338,7 @@ def _regression(
         )
     weight = _weight(where, xp, target, mask, y)
     if mask is not None:
-        y, target = (_counted(xp, weight, a) for a in (y, target))
+        y, target = fuse(xp, _counted, weight, y, target)
     return xp, y, target, weight
 
 
@@ -362,12 +361,12 @@ def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: 
     return weight / xp.where(total > 0, total, xp.ones_like(total))  # (7)
 
 
-def _counted(xp: Namespace, weight: Array, a: Array) -> Array:
-    """Return an array with 0 in place of the elements whose weight is 0.
+def _counted(xp: Namespace, weight: Array, *arrays: Array) -> tuple[Array, ...]:
+    """Return arrays with 0 in place of the elements whose weight is 0.
 
     They may be NaN or infinite, and 0 times these is NaN.
     """
-    return where(xp, weight != 0, a, xp.zeros_like(a))
+    return tuple([xp.where(weight > 0, a, xp.zeros_like(a)) for a in arrays])
 
 
 def _leading(xp: Namespace, mask: Array, target: Array) -> Array:

@@ -48,9 +48,9 @@ def test_gradients(be, rng, name, mask):
 @pytest.mark.parametrize("mask", ["steps", "weights"])
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_masked_values_have_no_influence(be, rng, name, mask, bad):
-    y, target = predictions(name, rng)
-    left_out = rng.random((4, 3)) < 0.5
-    chosen = be.asarray(~left_out * (True if mask == "steps" else rng.random((4, 3))))
+    y, target = (np.concatenate([a] * 200, 1) for a in predictions(name, rng))  # compiled loops
+    left_out = rng.random((4, 600)) < 0.5
+    chosen = be.asarray(~left_out * (True if mask == "steps" else rng.random((4, 600))))
     v = rng.standard_normal(y.shape)
 
     def results():

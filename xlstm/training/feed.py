@@ -267,16 +267,18 @@ class Feed:
                 " all 0"
             )
 
-    def check(self, where: str, batch: Batch, everything: bool = False) -> None:
+    def check(
+        self, where: str, batch: Batch, everything: bool = False, masked: bool = False
+    ) -> None:
         """Raise ValueError unless x and the targets that count are finite on their backends.
 
-        Arrays on a device are not checked, since reading them would wait for the device. Targets
-        that a mask leaves out are checked only with `everything`.
+        Arrays on a device are checked only with `everything`, since reading them waits for the
+        device. Targets that a mask leaves out are checked only with `masked`.
         """
         steps = None
         if batch.lengths is not None:
             steps = within_lengths(batch.lengths, *batch.x.shape[:2])
-        counted = None if everything or batch.mask is None else to_numpy(batch.mask) != 0
+        counted = None if masked or batch.mask is None else to_numpy(batch.mask) != 0
         if everything or isinstance(batch.x, np.ndarray):
             finite(where, "x", to_numpy(batch.x), self.low.dtype, steps)
         if everything or isinstance(batch.target, np.ndarray):

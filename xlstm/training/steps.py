@@ -498,7 +498,8 @@ class TrainStep:
         feed = state.runtime.feed
         ranks = state.runtime.ranks
         with held(ranks):
-            feed.check(where, inputs.host, everything=True)
+            # a loss of the user's may read targets that a mask leaves out
+            feed.check(where, inputs.host, everything=True, masked=not is_ours(self.loss))
         if ranks is not None:
             ranks.told("a step")
         lower = ""
