@@ -23,6 +23,7 @@ from xlstm.arrays.fuse import compiles, fuse
 from xlstm.arrays.namespace import (
     Array,
     Namespace,
+    Shape,
     astype,
     check_library,
     device_of,
@@ -250,11 +251,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
             " more"
         )
     _belongs("cross_entropy", "labels", xp, labels, "integral")
-    if tuple(labels.shape) != tuple(logits.shape[:-1]):
-        raise ValueError(
-            f"cross_entropy: labels have shape {tuple(labels.shape)}, expected that of the logits"
-            f" without the last axis, {tuple(logits.shape[:-1])}"
-        )
+    given = "cross_entropy: labels have", "that of the logits without the last axis"
+    _check_shape(*given, labels, tuple(logits.shape[:-1]), logits)
     weight = _weight("cross_entropy", xp, labels, mask, logits)
     V = logits.shape[-1]
     device = device_of(logits)
@@ -331,15 +329,28 @@ def _regression(
     their weights.
     """
     xp = namespace(where, {name: y, "target": target})
-    if tuple(target.shape) != tuple(y.shape):
-        raise ValueError(
-            f"{where}: target has shape {tuple(target.shape)}, expected that of {name},"
-            f" {tuple(y.shape)}"
-        )
+    _check_shape(f"{where}: target has", f"that of {name}", target, tuple(y.shape), y)
     weight = _weight(where, xp, target, mask, y)
     if mask is not None:
         y, target = fuse(xp, _counted, weight, y, target)
     return xp, y, target, weight
+
+
+def _check_shape(given: str, of: str, target: Array, expected: Shape, y: Array) -> None:
+    """Raise ValueError unless a target has this shape; the error names an option if one may be
+    missing.
+    """
+    shape = tuple(target.shape)
+    if shape == expected:
+        return
+    hint = ""
+    if y.ndim > 2 and shape[:2] == expected[1::-1]:
+        hint = "; every_step=True says that the data have a target for each step"
+    elif shape == expected[1:]:
+        hint = "; last=True makes a SequenceModel predict once, at the end"
+    elif expected in (shape[1:], shape[::2]) and shape != tuple(y.shape):
+        hint = "; last=False makes a SequenceModel predict at every step"
+    raise ValueError(f"{given} shape {shape}, expected {of}, {expected}{hint}")
 
 
 def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: Array) -> Array:
