@@ -165,11 +165,8 @@ def pinball(
     share = checks.real(0, 1, strict=True)
     levels = checks.several("pinball", "quantiles", quantiles, expected, share)
     xp = namespace("pinball", {"y": y, "target": target})
-    if tuple(y.shape) != (*target.shape, len(levels)):
-        raise ValueError(
-            f"pinball: y has shape {tuple(y.shape)}, expected that of target and one axis of"
-            f" {len(levels)} quantiles, {(*target.shape, len(levels))}"
-        )
+    of = f"target and one axis of {len(levels)} quantiles"
+    _check_shape("pinball: y has", y, of, (*target.shape, len(levels)))
     weight = _weight("pinball", xp, target, mask, y)
     target = target[..., None]
     if mask is not None:
@@ -251,8 +248,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
             " more"
         )
     _belongs("cross_entropy", "labels", xp, labels, "integral")
-    given = "cross_entropy: labels have", "that of the logits without the last axis"
-    _check_shape(*given, labels, tuple(logits.shape[:-1]), logits)
+    outer = tuple(logits.shape[:-1])
+    _check_shape("cross_entropy: labels have", labels, "the logits without the last axis", outer)
     weight = _weight("cross_entropy", xp, labels, mask, logits)
     V = logits.shape[-1]
     device = device_of(logits)
@@ -276,9 +273,7 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     error, mean = by_rows(
         xp, _softmax_error, logits, top, xp.astype(label, kind)[..., None], classes, share, width=V
     )
-    rows = xp.arange(math.prod(labels.shape), dtype=xp.int64, device=device) * V
-    rows = rows + xp.reshape(label, (-1,))
-    picked = xp.reshape(xp.take(xp.reshape(logits, (-1,)), rows, axis=0), labels.shape)
+    picked = xp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
     log_p = picked - (top + xp.log(V * mean))[..., 0]  # (5)
     lost = weight * xp.where(valid, log_p, xp.full_like(log_p, xp.nan))
     if mask is not None:
@@ -329,28 +324,22 @@ def _regression(
     their weights.
     """
     xp = namespace(where, {name: y, "target": target})
-    _check_shape(f"{where}: target has", f"that of {name}", target, tuple(y.shape), y)
+    _check_shape(f"{where}: target has", target, name, tuple(y.shape))
     weight = _weight(where, xp, target, mask, y)
     if mask is not None:
         y, target = fuse(xp, _counted, weight, y, target)
     return xp, y, target, weight
 
 
-def _check_shape(given: str, of: str, target: Array, expected: Shape, y: Array) -> None:
-    """Raise ValueError unless a target has this shape; the error names an option if one may be
-    missing.
+def _check_shape(given: str, array: Array, of: str, expected: Shape) -> None:
+    """Raise ValueError unless an array has the expected shape; if steps may be missing, the error
+    names the options that decide about them.
     """
-    shape = tuple(target.shape)
-    if shape == expected:
-        return
-    hint = ""
-    if y.ndim > 2 and shape[:2] == expected[1::-1]:
-        hint = "; every_step=True says that the data have a target for each step"
-    elif shape == expected[1:]:
-        hint = "; last=True makes a SequenceModel predict once, at the end"
-    elif expected in (shape[1:], shape[::2]) and shape != tuple(y.shape):
-        hint = "; last=False makes a SequenceModel predict at every step"
-    raise ValueError(f"{given} shape {shape}, expected {of}, {expected}{hint}")
+    shape = tuple(array.shape)
+    if shape != expected:
+        hint = "; every_step=True of data and last=False of a SequenceModel mean one for each step"
+        hint = "" if shape[:-1] == expected[:-1] else hint
+        raise ValueError(f"{given} shape {shape}, expected that of {of}, {expected}{hint}")
 
 
 def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: Array) -> Array:
@@ -367,7 +356,8 @@ def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: 
             f" {tuple(target.shape)}"
         )
     ones = xp.ones(target.shape, dtype=like.dtype, device=device_of(like))
-    weight = ones * xp.astype(_leading(xp, mask, target), like.dtype)
+    mask = xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim)))
+    weight = ones * xp.astype(mask, like.dtype)
     total = xp.sum(weight)
     return weight / xp.where(total > 0, total, xp.ones_like(total))  # (7)
 
@@ -378,11 +368,6 @@ def _counted(xp: Namespace, weight: Array, *arrays: Array) -> tuple[Array, ...]:
     They may be NaN or infinite, and 0 times these is NaN.
     """
     return tuple([xp.where(weight > 0, a, xp.zeros_like(a)) for a in arrays])
-
-
-def _leading(xp: Namespace, mask: Array, target: Array) -> Array:
-    """Return a mask over leading axes with a length of 1 for each other axis of the target."""
-    return xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim)))
 
 
 def _belongs(where: str, name: str, xp: Namespace, array: Array, *kinds: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.gather import add_rows
+from xlstm.arrays.gather import add_rows, rows_of_table
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of, reshape
 from xlstm.arrays.rows import per_sequence
 from xlstm.layers.initializers import normal
@@ -73,7 +73,7 @@ class Embedding(Module):
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         """Return a row (..., D) for each symbol of x (...), and x."""
         flat = reshape(x, (math.prod(x.shape),))
-        return reshape(xp.take(p["W"], flat, axis=0), (*x.shape, self.size)), x
+        return reshape(rows_of_table(xp, p["W"], flat), (*x.shape, self.size)), x
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Any]:
         """Return the gradient with respect to W, and None, as symbols have no gradient.

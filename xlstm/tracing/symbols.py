@@ -98,6 +98,9 @@ class Symbols:
     __and__ = _operator("and")
     __neg__ = _operator("negative")
 
+    def __repr__(self) -> str:
+        return "an array"
+
     def __matmul__(self, other: Operand) -> Symbols:
         return _refuse("a matrix product")  # type: ignore[no-any-return]
 

@@ -499,7 +499,8 @@ class TrainStep:
         ranks = state.runtime.ranks
         with held(ranks):
             # a loss of the user's may read targets that a mask leaves out
-            feed.check(where, inputs.host, everything=True, masked=not is_ours(self.loss))
+            batch = inputs.host if is_ours(self.loss) else inputs.host._replace(mask=None)
+            feed.check(where, batch, everything=True)
         if ranks is not None:
             ranks.told("a step")
         lower = ""
