@@ -255,10 +255,11 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     device = device_of(logits)
     # The dtype of the logits, if it can represent every label.
     kind = logits.dtype if V * finfo(xp, logits.dtype).eps < 1 else xp.float64
-    if mask is None:
-        share = xp.full((1,), weight, dtype=logits.dtype, device=device)
-    else:
-        share = weight[..., None]
+    share = (
+        xp.full((1,), weight, dtype=logits.dtype, device=device)
+        if mask is None
+        else weight[..., None]
+    )
     classes = constants.steps(xp, V, kind, device)
     if compiles(xp):
         label = xp.astype(labels, kind)[..., None]
@@ -267,15 +268,14 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     if mask is not None:
         (logits,) = _counted(xp, share, logits)
     label = xp.asarray(labels, dtype=xp.int64)
-    valid = xp.logical_and(label >= 0, label < V)
-    label = xp.where(valid, label, xp.zeros_like(label))
+    inside = label % V
     top = xp.max(logits, axis=-1, keepdims=True)
     error, mean = by_rows(
-        xp, _softmax_error, logits, top, xp.astype(label, kind)[..., None], classes, share, width=V
+        xp, _softmax_error, logits, top, xp.astype(inside, kind)[..., None], classes, share, width=V
     )
-    picked = xp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
+    picked = xp.take_along_axis(logits, inside[..., None], axis=-1)[..., 0]
     log_p = picked - (top + xp.log(V * mean))[..., 0]  # (5)
-    lost = weight * xp.where(valid, log_p, xp.full_like(log_p, xp.nan))
+    lost = weight * xp.where(inside == label, log_p, xp.full_like(log_p, xp.nan))
     if mask is not None:
         (lost,) = _counted(xp, weight, lost)
     return -xp.sum(lost), xp.astype(error, logits.dtype, copy=False)  # (5)

@@ -91,11 +91,11 @@ def gather(
 def rows_of_table(xp: Namespace, table: Array, places: Array) -> Array:
     """Return the rows of a table (V, D) at its places, (M, D).
 
-    NumPy's places are checked before. Elsewhere a place outside of the table gives NaN, since the
-    host would wait for a device to refuse it.
+    NumPy's places are checked before, and those of an exported graph are not known. Elsewhere a
+    place outside of the table gives NaN, since the host would wait for a device to refuse it.
     """
-    if xp is np:
-        return np.take(table, places, axis=0)
+    if xp is np or xp.__name__.startswith("xlstm."):  # a library of symbols
+        return xp.take(table, places, axis=0)
     if fuse.compiles(xp):
         rows = kernel_fallback.attempt("xlstm_gather", _gathered, [table], [places], -1)
         if rows is not None:

@@ -359,17 +359,15 @@ class Cell:
         return tuple(pair(activation) for activation in self._activations)
 
 
-def check_results(cell: Cell, function: str, results: Any, states: tuple[str, ...] = ()) -> Any:
-    """Return the results of a function of a cell as a tuple; raise TypeError unless they are its
-    states and a NamedTuple.
-    """
+def check_results(cell: Cell, function: str, results: Any, *states: str) -> None:
+    """Raise TypeError unless a function of a cell returned its states and a NamedTuple."""
     parts = results if states and isinstance(results, tuple | list) else (results,)
     if len(parts) != len(states) + 1 or not hasattr(parts[-1], "_fields"):
+        expected = ", ".join((*states, "a NamedTuple"))
         raise TypeError(
             f"{type(cell).__name__}: {function} returned {checks.shown(results)}, expected"
-            f" {', '.join((*states, 'a NamedTuple'))}"
+            f" {expected}"
         )
-    return parts
 
 
 class Summed(Cell):

@@ -23,6 +23,9 @@ class Embedding(Module):
     Symbols are whole numbers from 0 to V - 1. x may have any shape, and y has a row (D,) in the
     place of each symbol. Symbols have no gradient: `backward` returns None in its place.
 
+    A symbol out of range raises ValueError if x is on the host. On a GPU the host would have to
+    wait to see it, so its row is NaN instead.
+
     Parameters
     ----------
     vocab_size : int
@@ -102,7 +105,7 @@ def tokens_of(
         The tokens are not whole numbers.
     ValueError
         A token is not from 0 to V - 1. Tokens on a GPU are not checked, as the host would wait for
-        the GPU.
+        the GPU; the rows of wrong ones are NaN.
     """
     if not xp.isdtype(tokens.dtype, "integral"):
         raise TypeError(f"{where}: {name} has dtype {tokens.dtype}, expected whole numbers")
