@@ -102,7 +102,7 @@ def rows_of_table(xp: Namespace, table: Array, places: Array) -> Array:
             return rows[0]
     inside = places % table.shape[0]
     rows = xp.take(table, inside, axis=0)
-    return xp.where((inside == places)[:, None], rows, xp.full_like(rows, xp.nan))
+    return fuse.where(xp, (inside == places)[:, None], rows, xp.full_like(rows, xp.nan))
 
 
 def _gathered(arrays: Sequence[Array], places: Sequence[Array], missing: int = 0) -> list[Array]:
