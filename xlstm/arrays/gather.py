@@ -39,18 +39,19 @@ struct Sources {{
     Source each[{ARRAYS}];
 }};
 template <class T>
-__device__ __forceinline__ void put(const Source& one, bool there, long long row, long long at) {{
-    ((T*)one.to)[at] = there ? ((const T*)one.from)[row * one.width + at % one.width] : T(0);
+__device__ __forceinline__ void put(const Source& one, int missing, long long row, long long at) {{
+    const bool there = row >= 0 && row < one.rows;
+    ((T*)one.to)[at] = there ? ((const T*)one.from)[row * one.width + at % one.width] : T(missing);
 }}
-extern "C" __global__ void xlstm_gather(const Sources all, int size) {{
+// `missing` has the bits of a number in a missing row: 0, or -1 for NaN
+extern "C" __global__ void xlstm_gather(const Sources all, int size, int missing) {{
     const Source& one = all.each[blockIdx.y];
     const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= one.count * one.width) return;
     const long long row = one.places[at / one.width];
-    const bool there = row < one.rows;
-    if (size == 2) put<unsigned short>(one, there, row, at);
-    else if (size == 4) put<unsigned>(one, there, row, at);
-    else put<unsigned long long>(one, there, row, at);
+    if (size == 2) put<unsigned short>(one, missing, row, at);
+    else if (size == 4) put<unsigned>(one, missing, row, at);
+    else put<unsigned long long>(one, missing, row, at);
 }}
 """
 
@@ -87,11 +88,32 @@ def gather(
     return [xp.take(a, at, axis=0) for a, at in zip(arrays, places, strict=True)]
 
 
-def _gathered(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
-    """Return the rows; each launch serves `ARRAYS` arrays."""
+def rows_of_table(xp: Namespace, table: Array, places: Array) -> Array:
+    """Return the rows of a table (V, D) at its places, (M, D).
+
+    NumPy's places are checked before, and those of an exported graph are not known. Elsewhere a
+    place outside of the table gives NaN, since the host would wait for a device to refuse it.
+    """
+    if xp is np or xp.__name__.startswith("xlstm."):  # a library of symbols
+        return xp.take(table, places, axis=0)
+    if fuse.compiles(xp):
+        rows = kernel_fallback.attempt("xlstm_gather", _gathered, [table], [places], -1)
+        if rows is not None:
+            return rows[0]
+    inside = places % table.shape[0]
+    rows = xp.take(table, inside, axis=0)
+    return fuse.where(xp, (inside == places)[:, None], rows, xp.full_like(rows, xp.nan))
+
+
+def _gathered(arrays: Sequence[Array], places: Sequence[Array], missing: int = 0) -> list[Array]:
+    """Return the rows; each launch serves `ARRAYS` arrays.
+
+    `missing` has the bits of a number in a missing row.
+    """
     cp = optional_imports.cupy()
     with device_of(places[0]):
         inputs = [cp.ascontiguousarray(a) for a in arrays]
+        places = [cp.ascontiguousarray(at) for at in places]
         results = [
             cp.empty((at.size, *a.shape[1:]), dtype=a.dtype)
             for a, at in zip(inputs, places, strict=True)
@@ -108,7 +130,8 @@ def _gathered(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
                 table = device.struct([*numbers, *[0] * (FIELDS * (ARRAYS - count))])
                 grid = (-(-most // THREADS), count)
                 size = np.int32(inputs[0].itemsize)
-                device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), (table, size))
+                arguments = table, size, np.int32(missing)
+                device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), arguments)
     return results
 
 
