@@ -2,7 +2,8 @@
 
 The loss is a 0-d array, the mean over all elements that `mask` selects. A mask covers the leading
 axes of the target: a mask (T, B) selects whole time steps, and a mask in the target's own shape
-selects single values. It is boolean, or holds weights of 0 or more for a weighted mean.
+selects single values. It is boolean, or holds weights of 0 or more for a weighted mean. Elements
+with the weight 0 have no influence: predictions and targets may be NaN or infinite there.
 
 The gradient is cast to the dtype of the prediction, because CuPy returns float32 for an operation
 on bfloat16 and a Python number.
@@ -17,10 +18,11 @@ import numpy as np
 
 from xlstm.arrays import checks, constants
 from xlstm.arrays.foreign import accepts_foreign
-from xlstm.arrays.fuse import compiles
+from xlstm.arrays.fuse import compiles, fuse
 from xlstm.arrays.namespace import (
     Array,
     Namespace,
+    Shape,
     astype,
     check_library,
     device_of,
@@ -55,7 +57,7 @@ def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
     ValueError, TypeError
         Shapes, libraries or dtypes do not match.
     """
-    xp, weight = _regression("mse", y, target, mask)
+    xp, y, target, weight = _regression("mse", y, target, mask)
     e = y - target  # (1)
     de = weight * e  # (1)
     return xp.sum(de * e), astype(xp, 2 * de, y.dtype)  # (1)
@@ -85,7 +87,7 @@ def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
     ValueError, TypeError
         Shapes, libraries or dtypes do not match.
     """
-    xp, weight = _regression("mae", y, target, mask)
+    xp, y, target, weight = _regression("mae", y, target, mask)
     e = y - target  # (2)
     return xp.sum(weight * xp.abs(e)), astype(xp, weight * xp.sign(e), y.dtype)  # (2)
 
@@ -120,7 +122,7 @@ def huber(
         Shapes, libraries or dtypes do not match, or `delta` is not above 0.
     """
     delta = checks.above_0("huber", "delta", delta)
-    xp, weight = _regression("huber", y, target, mask)
+    xp, y, target, weight = _regression("huber", y, target, mask)
     e = y - target  # (3)
     de = clamp(xp, e, delta)  # (3)
     return xp.sum(weight * de * (e - 0.5 * de)), astype(xp, weight * de, y.dtype)  # (3)
@@ -162,15 +164,15 @@ def pinball(
     share = checks.real(0, 1, strict=True)
     levels = checks.several("pinball", "quantiles", quantiles, expected, share)
     xp = namespace("pinball", {"y": y, "target": target})
-    if tuple(y.shape) != (*target.shape, len(levels)):
-        raise ValueError(
-            f"pinball: y has shape {tuple(y.shape)}, expected that of target and one axis of"
-            f" {len(levels)} quantiles, {(*target.shape, len(levels))}"
-        )
+    of = f"target and one axis of {len(levels)} quantiles"
+    _check_shape("pinball: y has", y, of, (*target.shape, len(levels)))
     weight = _weight("pinball", xp, target, mask, y)
-    weight = weight if mask is None else weight[..., None]
+    target = target[..., None]
+    if mask is not None:
+        weight = weight[..., None]
+        y, target = fuse(xp, _counted, weight, y, target)
     q = xp.astype(constants.copied(xp, np.array(levels), device_of(y)), y.dtype, copy=False)
-    e = target[..., None] - y  # (4)
+    e = target - y  # (4)
     slope = q - xp.astype(e < 0, y.dtype)  # (4) the derivative of the loss with respect to e
     dy = -weight * xp.where(e == 0, xp.zeros_like(e), slope)  # (4)
     return xp.sum(weight * slope * e), astype(xp, dy, y.dtype)  # (4)
@@ -206,7 +208,7 @@ def binary_cross_entropy(
     ValueError, TypeError
         Shapes, libraries or dtypes do not match.
     """
-    xp, weight = _regression("binary_cross_entropy", logits, target, mask, "logits")
+    xp, logits, target, weight = _regression("binary_cross_entropy", logits, target, mask, "logits")
     loss = xp.sum(weight * (softplus(xp, logits) - target * logits))  # (8)
     return loss, astype(xp, weight * (sigmoid(xp, logits) - target), logits.dtype)  # (8)
 
@@ -245,44 +247,37 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
             " more"
         )
     _belongs("cross_entropy", "labels", xp, labels, "integral")
-    if tuple(labels.shape) != tuple(logits.shape[:-1]):
-        raise ValueError(
-            f"cross_entropy: labels have shape {tuple(labels.shape)}, expected that of the logits"
-            f" without the last axis, {tuple(logits.shape[:-1])}"
-        )
+    outer = tuple(logits.shape[:-1])
+    _check_shape("cross_entropy: labels have", labels, "the logits without the last axis", outer)
     weight = _weight("cross_entropy", xp, labels, mask, logits)
     V = logits.shape[-1]
     device = device_of(logits)
     # The dtype of the logits, if it can represent every label.
     kind = logits.dtype if V * finfo(xp, logits.dtype).eps < 1 else xp.float64
+    share = (
+        xp.full((1,), weight, dtype=logits.dtype, device=device)
+        if mask is None
+        else weight[..., None]
+    )
+    classes = constants.steps(xp, V, kind, device)
     if compiles(xp):
-        share = (
-            xp.full((1,), weight, dtype=logits.dtype, device=device)
-            if mask is None
-            else weight[..., None]
-        )
         label = xp.astype(labels, kind)[..., None]
-        classes = constants.steps(xp, V, kind, device)
         error, lost = by_rows(xp, _entropy, logits, label, classes, share, width=V)
         return xp.sum(lost), xp.astype(error, logits.dtype, copy=False)
-    label = xp.asarray(labels, dtype=xp.int64)
-    valid = xp.logical_and(label >= 0, label < V)
-    label = xp.where(valid, label, xp.zeros_like(label))
     if mask is not None:
-        left_out = xp.logical_not(xp.astype(mask, xp.bool))
-        valid = xp.logical_or(valid, xp.broadcast_to(_leading(xp, left_out, labels), labels.shape))
+        (logits,) = _counted(xp, share, logits)
+    label = xp.asarray(labels, dtype=xp.int64)
+    inside = label % V
     top = xp.max(logits, axis=-1, keepdims=True)
-    share = xp.ones_like(top) * weight if mask is None else weight[..., None]
-    classes = xp.arange(V, dtype=kind, device=device)
     error, mean = by_rows(
-        xp, _softmax_error, logits, top, xp.astype(label, kind)[..., None], classes, share, width=V
+        xp, _softmax_error, logits, top, xp.astype(inside, kind)[..., None], classes, share, width=V
     )
-    rows = xp.arange(math.prod(labels.shape), dtype=xp.int64, device=device) * V
-    rows = rows + xp.reshape(label, (-1,))
-    picked = xp.reshape(xp.take(xp.reshape(logits, (-1,)), rows, axis=0), labels.shape)
+    picked = xp.take_along_axis(logits, inside[..., None], axis=-1)[..., 0]
     log_p = picked - (top + xp.log(V * mean))[..., 0]  # (5)
-    log_p = xp.where(valid, log_p, xp.full_like(log_p, xp.nan))
-    return -xp.sum(weight * log_p), xp.astype(error, logits.dtype, copy=False)  # (5)
+    lost = weight * xp.where(inside == label, log_p, xp.full_like(log_p, xp.nan))
+    if mask is not None:
+        (lost,) = _counted(xp, weight, lost)
+    return -xp.sum(lost), xp.astype(error, logits.dtype, copy=False)  # (5)
 
 
 def _softmax_error(
@@ -308,6 +303,7 @@ def _entropy(
 
     The loss is NaN for a label outside the classes.
     """
+    (z,) = _counted(xp, weight, z)
     top = xp.max(z, axis=-1, keepdims=True)
     error, mean = _softmax_error(xp, z, top, label, classes, weight, width)
     hit = _hit(xp, classes, label)
@@ -317,19 +313,32 @@ def _entropy(
         xp.where(hit > 0.5, below, xp.zeros_like(below)), axis=-1, keepdims=True
     )
     lost = weight * (xp.log(width * mean) - picked) * (valid / valid)  # (5)
-    return error, xp.where(weight > 0, lost, xp.zeros_like(lost))
+    return error, *_counted(xp, weight, lost)
 
 
 def _regression(
     where: str, y: Array, target: Array, mask: Array | None, name: str = "y"
-) -> tuple[Namespace, Array]:
+) -> tuple[Namespace, Array, Array, Array]:
+    """Check the arguments; return the namespace, the elements that count with 0 for the others, and
+    their weights.
+    """
     xp = namespace(where, {name: y, "target": target})
-    if tuple(target.shape) != tuple(y.shape):
-        raise ValueError(
-            f"{where}: target has shape {tuple(target.shape)}, expected that of {name},"
-            f" {tuple(y.shape)}"
-        )
-    return xp, _weight(where, xp, target, mask, y)
+    _check_shape(f"{where}: target has", target, name, tuple(y.shape))
+    weight = _weight(where, xp, target, mask, y)
+    if mask is not None:
+        y, target = fuse(xp, _counted, weight, y, target)
+    return xp, y, target, weight
+
+
+def _check_shape(given: str, array: Array, of: str, expected: Shape) -> None:
+    """Raise ValueError unless an array has the expected shape; if steps may be missing, the error
+    names the options that decide about them.
+    """
+    shape = tuple(array.shape)
+    if shape != expected:
+        hint = "; every_step=True of data and last=False of a SequenceModel mean one for each step"
+        hint = "" if shape[:-1] == expected[:-1] else hint
+        raise ValueError(f"{given} shape {shape}, expected that of {of}, {expected}{hint}")
 
 
 def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: Array) -> Array:
@@ -346,14 +355,18 @@ def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: 
             f" {tuple(target.shape)}"
         )
     ones = xp.ones(target.shape, dtype=like.dtype, device=device_of(like))
-    weight = ones * xp.astype(_leading(xp, mask, target), like.dtype)
+    mask = xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim)))
+    weight = ones * xp.astype(mask, like.dtype)
     total = xp.sum(weight)
     return weight / xp.where(total > 0, total, xp.ones_like(total))  # (7)
 
 
-def _leading(xp: Namespace, mask: Array, target: Array) -> Array:
-    """Return a mask over leading axes with a length of 1 for each other axis of the target."""
-    return xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim)))
+def _counted(xp: Namespace, weight: Array, *arrays: Array) -> tuple[Array, ...]:
+    """Return arrays with 0 in place of the elements whose weight is 0.
+
+    They may be NaN or infinite, and 0 times these is NaN.
+    """
+    return tuple([xp.where(weight > 0, a, xp.zeros_like(a)) for a in arrays])
 
 
 def _belongs(where: str, name: str, xp: Namespace, array: Array, *kinds: str) -> None:

@@ -11,7 +11,7 @@ from tests.conftest import make_backend
 from tests.engines.cuda import nvrtc
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda.gather_kernels import add_text
-from xlstm.arrays.gather import add_rows, gather
+from xlstm.arrays.gather import add_rows, gather, rows_of_table
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -31,6 +31,21 @@ def test_a_row_that_there_is_not(be):
     places = be.asarray(np.array([1, 2, 0]))
     (found,) = gather(be.xp, [be.asarray(np.ones((2, 3)))], [places], zeros=range(1))
     np.testing.assert_array_equal(to_numpy(found), [[1, 1, 1], [0, 0, 0], [1, 1, 1]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_outside_of_a_table_are_nan(be, dtype):
+    """NumPy's places are checked before."""
+    table = np.arange(1.0, 7.0).reshape(3, 2)
+    places = np.array([2, 0, 0, 0, 3, 0, -1, 0, 1, 0])
+    outside = np.isin(places, [3, -1])
+    if be.xp is np:
+        places[outside] = 0
+    found = rows_of_table(be.xp, be.asarray(table, dtype), be.asarray(places)[::2])
+    expected = np.where(
+        outside[:, None], np.where(be.xp is np, table[0], np.nan), table[places % 3]
+    )
+    np.testing.assert_array_equal(to_numpy(found), expected[::2])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

@@ -192,6 +192,22 @@ def test_errors(page, call, name):
         call(page)
 
 
+@pytest.mark.parametrize(
+    ("base", "function", "results", "words"),
+    [
+        (Peeping, "gates", None, "returned None, expected h, a NamedTuple"),
+        (Peeping, "gates", (0.0, None), r"returned \(0.0, None\), expected h, a NamedTuple"),
+        (Peeping, "gates", (0, 1, Peeping.Saved(2, 3, 4)), "returned .*, expected h, a NamedTuple"),
+        (Averaging, "coefficients", None, "returned None, expected a NamedTuple"),
+    ],
+)
+def test_results_of_a_cell_are_named(base, function, results, words):
+    wrong = dataclasses.make_dataclass("Wrong", (), bases=(base,), frozen=True)
+    setattr(wrong, function, lambda *arrays, **own: results)
+    with pytest.raises(TypeError, match=f"^Wrong: {function} {words}$"):
+        xlstm.register_cell(wrong)
+
+
 @dataclasses.dataclass(frozen=True)
 class Narrow(Averaging):
     """Its a has no axis of steps."""

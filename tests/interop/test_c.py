@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -194,6 +195,10 @@ def test_equal_to_numpy(case, tmp_path, rng):
             assert largest(y - exact) <= max(TOLERANCE * largest(exact), ROUNDING * own), layer
 
 
+class Nothing(NamedTuple):
+    """What cells keep that have no backward pass."""
+
+
 @dataclass(frozen=True)
 class LeakyC(Cell):
     """A cell of two gates whose function is an argument."""
@@ -205,7 +210,7 @@ class LeakyC(Cell):
         a = zx + zh
         leak = xp.exp(-xp.log1p(xp.exp(-a[0, ...])))  # (1)
         candidate = getattr(xp, self.function)(a[1, ...])  # (2)
-        return candidate + leak * (h0 - candidate), None  # (3)
+        return candidate + leak * (h0 - candidate), Nothing()  # (3)
 
     def gates_bwd(self, xp, saved, dh):
         raise NotImplementedError
@@ -244,7 +249,7 @@ class OddC(LeakyC):
         odd_0_b = -(-odd_max) - xp.tanh(odd_max)  # noqa: B002
         above = xp.max(a[0, ...], axis=0, keepdims=True) > 0
         rows = 0.5 * rows + xp.where(above & (a[0, ...] < a[1, ...]), odd_0_b, kept)
-        return xp.tanh(rows), rows, xp.full_like(kept, 2.0), None
+        return xp.tanh(rows), rows, xp.full_like(kept, 2.0), Nothing()
 
 
 def test_odd_cells_of_users(tmp_path, rng):

@@ -286,6 +286,23 @@ def test_layers_that_look_alike():
         program(x)
 
 
+@pytest.mark.parametrize("kind", [xlstm.LSTM, Linear])
+def test_layers_that_are_gone_take_no_memory(kind):
+    """As in a search over sizes: traced modules leave a bounded number of layers."""
+    from xlstm.interop import torch_module
+
+    before = len(torch_module._unfiled)
+    x = torch.zeros((T, B, D) if kind is xlstm.LSTM else (B, D))
+    for size in range(1, 201):
+        made = module(kind(D, size))
+        torch_module.forward_op(made._spec, list(made.parameters()), x, [], None, None, False)
+    del made
+    gc.collect()
+    assert len(torch_module._unfiled) == before
+    found = torch_module._filed.cache_info()
+    assert found.currsize <= found.maxsize <= 64
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("grad", [True, False])
 def test_traces_call_the_operator(grad):

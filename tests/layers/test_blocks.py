@@ -18,6 +18,28 @@ def test_gradient_of_a_limited_mlstm(be, rng, monkeypatch):
     check(layer, *given(layer, be, rng, 4))
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_gradients_of_an_mlstm_are_exact_up_to_the_largest_number(rng, monkeypatch, num_layers):
+    """Where q is 0, each layer multiplies the gradient by products of k and v, up to r^2."""
+    r = float(np.finfo("float32").max) ** 0.25
+    monkeypatch.setattr("xlstm.layers.matrix_memory.fourth_root", lambda xp, dtype: r)
+    layer = xlstm.mLSTM(4, 4, num_layers, bias=False)
+    params = layer.init(0, "numpy", "float64")
+    x = 1e17 * rng.standard_normal((6, 2, 4))
+    x[3::2] = 0
+
+    def gradients(dtype):
+        low = {name: p.astype(dtype) for name, p in params.items()}
+        y, _, saved = layer.forward(low, x.astype(dtype))
+        grads, dx, _ = layer.backward(low, saved, np.ones_like(y))
+        return [y, dx, *grads.values()]
+
+    expected = gradients("float64")
+    assert np.abs(expected[1]).max() > r ** (2 * num_layers) / 1e5
+    for found, exact in zip(gradients("float32"), expected, strict=True):
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-4 * np.abs(exact).max())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     "norm",

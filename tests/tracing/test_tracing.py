@@ -20,7 +20,13 @@ OPERATIONS = {
         "divide": np.divide,
         "negative": np.negative,
     },
-    **{"less": np.less, "less_equal": np.less_equal, "and": np.logical_and, "where": np.where},
+    **{
+        "equal": np.equal,
+        "less": np.less,
+        "less_equal": np.less_equal,
+        "and": np.logical_and,
+        "where": np.where,
+    },
     **{name: getattr(np, name) for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "abs")},
     **{
         "maximum": np.maximum,
@@ -141,9 +147,11 @@ def test_changes_of_dtype(rng):
             "b": xp.astype(x < y, x.dtype),
             "c": xp.astype(x, x.dtype),
             "d": xp.astype(x, np.float64),
+            "e": xp.where(x == 0, y, x),
         }
 
-    lines = agree(function, {"x": rng.standard_normal(5), "y": rng.standard_normal(5)})
+    x = np.maximum(rng.standard_normal(5), 0)
+    lines = agree(function, {"x": x, "y": rng.standard_normal(5)})
     assert {"double", "single"} < {line.op for line in lines}
 
 
@@ -163,6 +171,7 @@ def test_arrays_of_the_trace_are_changed_by_row():
         (lambda xp, x: xp.mean(x), "mean"),
         (lambda xp, x: x[1], "the index 1"),
         (lambda xp, x: x if x > 0 else -x, "a branch"),
+        (lambda xp, x: xp.where(x != 0, x, x), "a branch"),
         (lambda xp, x: x[:2, ...] + x, "add of 2 and 3 rows"),
         (lambda xp, x: x * x.shape[0], "shape"),
         (lambda xp, x: xp.stack((x, x)), "stack of rows"),

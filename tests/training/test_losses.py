@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_backend
-from xlstm import gradcheck, losses
+from xlstm import gradcheck, jvp, losses
 from xlstm.arrays.convert import to_numpy
 
 REGRESSIONS = ["mse", "mae", "huber"]
@@ -42,6 +42,31 @@ def test_gradients(be, rng, name, mask):
     target = be.asarray(target)
     loss = getattr(losses, name)
     gradcheck(lambda y: loss(y, target, chosen), lambda dy, d: (d * dy,), (be.asarray(y),))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("mask", ["steps", "weights"])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_masked_values_have_no_influence(be, rng, name, mask, bad):
+    y, target = (np.concatenate([a] * 200, 1) for a in predictions(name, rng))  # compiled loops
+    left_out = rng.random((4, 600)) < 0.5
+    chosen = be.asarray(~left_out * (True if mask == "steps" else rng.random((4, 600))))
+    v = rng.standard_normal(y.shape)
+
+    def results():
+        def loss(y):
+            return getattr(losses, name)(y, be.asarray(target), chosen)
+
+        y1 = be.asarray(y)
+        if be.name == "array_api_strict":  # its operators refuse dual numbers
+            return [*map(to_numpy, loss(y1))]
+        return [to_numpy(a) for pair in jvp(loss, (y1,), (be.asarray(v),)) for a in pair]
+
+    expected = results()
+    y[left_out] = v[left_out] = bad
+    target[left_out] = 9 if name == "cross_entropy" else bad
+    for found, clean in zip(results(), expected, strict=True):
+        np.testing.assert_array_equal(found, clean)
 
 
 @pytest.mark.parametrize(
@@ -152,3 +177,19 @@ def test_a_weight_is_so_many_repetitions(be, rng, name):
     nothing, dy = of(every, counts < 0)
     assert nothing == 0
     assert not dy.any()
+
+
+@pytest.mark.parametrize("name", ["mse", "cross_entropy"])
+@pytest.mark.parametrize(
+    ("last", "shape"),
+    [(False, (4, 3, 2)), (False, (4, 2)), (True, (3, 4, 2)), (True, (4, 3, 2)), (True, (4, 5))],
+)
+def test_a_wrong_shape_names_the_options_that_decide_about_steps(name, last, shape):
+    y = np.zeros((4, 2) if last else (3, 4, 2))
+    target = np.zeros(shape)
+    hint = "; every_step=True of data and last=False of a SequenceModel mean one for each step"
+    hint = "" if shape == (4, 5) else hint
+    if name == "cross_entropy":
+        target = np.zeros(shape[:-1] if hint else (2,), int)
+    with pytest.raises(ValueError, match=rf"{name}: .* shape .*, expected that of .*\){hint}$"):
+        getattr(losses, name)(y, target)

@@ -47,6 +47,23 @@ def gather(
     return [xp.take(a, at, axis=0) for a, at in zip(arrays, places, strict=True)]
 
 
+def rows_of_table(xp: Namespace, table: Array, places: Array) -> Array:
+    """Return the rows of a table (V, D) at its places, (M, D).
+
+    NumPy's places are checked before, and those of an exported graph are not known. Elsewhere a
+    place outside of the table gives NaN, since the host would wait for a device to refuse it.
+    """
+    if xp is np or xp.__name__.startswith("xlstm."):  # a library of symbols
+        return xp.take(table, places, axis=0)
+    if fuse.compiles(xp):
+        rows = compiled.module("cupy.gather").gather([table], [places], missing=-1)
+        if rows is not None:
+            return rows[0]
+    inside = places % table.shape[0]
+    rows = xp.take(table, inside, axis=0)
+    return fuse.where(xp, (inside == places)[:, None], rows, xp.full_like(rows, xp.nan))
+
+
 COMPARED = 1 << 24  # pairs of a place and a row compared at once
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from xlstm.arrays import checks
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import ALPHA_BETA, Activation, Pair, clamp, clamp_bwd, pair, parse
@@ -356,6 +357,17 @@ class Cell:
     @cached_property
     def _pairs(self) -> tuple[Pair, ...]:
         return tuple(pair(activation) for activation in self._activations)
+
+
+def check_results(cell: Cell, function: str, results: Any, *states: str) -> None:
+    """Raise TypeError unless a function of a cell returned its states and a NamedTuple."""
+    parts = results if states and isinstance(results, tuple | list) else (results,)
+    if len(parts) != len(states) + 1 or not hasattr(parts[-1], "_fields"):
+        expected = ", ".join((*states, "a NamedTuple"))
+        raise TypeError(
+            f"{type(cell).__name__}: {function} returned {checks.shown(results)}, expected"
+            f" {expected}"
+        )
 
 
 class Summed(Cell):

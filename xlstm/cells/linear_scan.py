@@ -121,6 +121,7 @@ class LinearCell(cell.Cell):
     def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array, **own: Array) -> Any:
         """Run one step: return h (H, B), from zx (G, H, B) and h0 (H, B); zh is zero."""
         saved = self.coefficients(xp, zx, **own)
+        cell.check_results(self, "coefficients", saved)
         return saved.a * h0 + saved.b, saved._replace(b=None, h0=h0)  # (1) h
 
     def gates_bwd(self, xp: Namespace, saved: Any, dh: Array, **own: Array) -> Any:

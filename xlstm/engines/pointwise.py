@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from xlstm.arrays.namespace import Array, Namespace
-from xlstm.cells.cell import Cell
+from xlstm.cells.cell import Cell, check_results
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
 from xlstm.tracing.reductions import GATES_AND_UNITS, REDUCTIONS, UnitNamespace
 from xlstm.tracing.symbols import SymbolicNamespace, UntraceableError, trace
@@ -64,7 +64,7 @@ class Around(NamedTuple):
 def _pointwise(form: Any, *options: Any) -> Pointwise | None:
     try:
         return Pointwise(form, *options)
-    except UntraceableError:
+    except (UntraceableError, NotImplementedError):  # a cell may have no backward pass
         return None
 
 
@@ -166,7 +166,9 @@ class Pointwise:
         zx = zx + arrays["b"] if "b" in self.added else zx  # (2)
         zh = zh + arrays["bh"] if "bh" in self.added else zh  # (2)
         cell, carry, own = self._arguments(arrays)
-        *after, saved = cell.gates(xp, zx, zh, arrays.get("h"), *carry, **own)  # (2)
+        results = cell.gates(xp, zx, zh, arrays.get("h"), *carry, **own)  # (2)
+        check_results(cell, "gates", results, *cell.STATES)
+        *after, saved = results
         state = dict(zip(self.form.STATES, after, strict=True))
         for name in self.zones:
             share = arrays[f"zone_{name}"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.gather import add_rows
+from xlstm.arrays.gather import add_rows, rows_of_table
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of, reshape
 from xlstm.arrays.rows import per_sequence
 from xlstm.layers.initializers import normal
@@ -22,6 +22,9 @@ class Embedding(Module):
 
     Symbols are whole numbers from 0 to V - 1. x may have any shape, and y has a row (D,) in the
     place of each symbol. Symbols have no gradient: `backward` returns None in its place.
+
+    A symbol out of range raises ValueError if x is on the host. On a GPU the host would have to
+    wait to see it, so its row is NaN instead.
 
     Parameters
     ----------
@@ -73,7 +76,7 @@ class Embedding(Module):
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         """Return a row (..., D) for each symbol of x (...), and x."""
         flat = reshape(x, (math.prod(x.shape),))
-        return reshape(xp.take(p["W"], flat, axis=0), (*x.shape, self.size)), x
+        return reshape(rows_of_table(xp, p["W"], flat), (*x.shape, self.size)), x
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Any]:
         """Return the gradient with respect to W, and None, as symbols have no gradient.
@@ -102,7 +105,7 @@ def tokens_of(
         The tokens are not whole numbers.
     ValueError
         A token is not from 0 to V - 1. Tokens on a GPU are not checked, as the host would wait for
-        the GPU.
+        the GPU; the rows of wrong ones are NaN.
     """
     if not xp.isdtype(tokens.dtype, "integral"):
         raise TypeError(f"{where}: {name} has dtype {tokens.dtype}, expected whole numbers")

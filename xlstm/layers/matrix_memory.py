@@ -115,7 +115,9 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
     The input of each layer is limited to [-r, r], so that products of q, k and v are finite. r is
     the fourth root of the largest number of the dtype: 4e9 in float32, 1e77 in float64. In float16
-    the input is not limited.
+    the input is not limited. Where q is near 0, the gradient through a layer still grows by up to
+    r^2, so that of inputs near r can overflow through two layers or more. A norm between the
+    layers, as in the blocks, prevents that.
 
     Parameters
     ----------

@@ -13,6 +13,7 @@ from xlstm.arrays import checks
 from xlstm.cells import gru, lstm, lstm_options, minimal, rnn, slstm
 from xlstm.cells.cell import Cell
 from xlstm.cells.linear_scan import LinearCell
+from xlstm.engines.pointwise import pointwise
 from xlstm.layers import initializers
 from xlstm.layers.gated import Recurrent
 
@@ -421,7 +422,7 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
     Raises
     ------
     TypeError
-        `cell` is not a subclass of `xlstm.Cell`.
+        `cell` is not a subclass of `xlstm.Cell`, or its functions do not return what they should.
     ValueError
         Another layer has the name, or a field has no default.
 
@@ -463,6 +464,8 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
             raise ValueError(f"{where}: the field {field.name} of {name} has no default")
         if field.name not in ("activations", "clip"):
             options.append((field.name, field.type, dataclasses.field(default=field.default)))
+    own = tuple((name, rows if rows > 1 else None) for name, rows in cell.PARAMETERS.items())
+    pointwise(cell(), own, ())  # it checks the results of `gates`
     namespace = {"CELL": cell, "__doc__": cell.__doc__, "__module__": cell.__module__}
     layer_class: Any = dataclasses.make_dataclass(
         name, options, bases=(Custom,), namespace=namespace, frozen=True, kw_only=True, repr=False

@@ -39,7 +39,7 @@ class SequenceModel(SequenceLayer):
 
     With `symbols`, x holds whole numbers from 0 to V - 1: (T, B), or (B, T) with `batch_first`, and
     (B,) in `step`. They have no gradient, so `backward` returns None in its place. A symbol out of
-    range raises ValueError if the check need not wait for a GPU. Padding may have any value.
+    range raises ValueError on the host, and gives NaN on a GPU. Padding may have any value.
     Initial rows of the embedding are N(0, 1), as in `torch.nn.Embedding`, and N(0, 2 / (5 D))
     before layers that begin with a norm.
 

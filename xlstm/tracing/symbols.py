@@ -16,7 +16,7 @@ Operand: TypeAlias = "Symbols | float"
 
 # Functions of the namespace that are operations; all other operations are operators.
 OPERATIONS = ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "abs", "maximum", "minimum", "where")
-CONDITIONS = ("less", "less_equal", "and")  # operations with boolean results
+CONDITIONS = ("equal", "less", "less_equal", "and")  # operations with boolean results
 
 
 class UntraceableError(TypeError):
@@ -94,8 +94,12 @@ class Symbols:
     __gt__ = _operator("less", swapped=True)
     __le__ = _operator("less_equal")
     __ge__ = _operator("less_equal", swapped=True)
+    __eq__ = _operator("equal")  # type: ignore[assignment]
     __and__ = _operator("and")
     __neg__ = _operator("negative")
+
+    def __repr__(self) -> str:
+        return "an array"
 
     def __matmul__(self, other: Operand) -> Symbols:
         return _refuse("a matrix product")  # type: ignore[no-any-return]

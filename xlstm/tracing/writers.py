@@ -23,7 +23,13 @@ ARITHMETIC = {
         "divide": "{} / {}",
         "negative": "-{}",
     },
-    **{"less": "{} < {}", "less_equal": "{} <= {}", "single": "{}", "double": "{}"},
+    **{
+        "equal": "{} == {}",
+        "less": "{} < {}",
+        "less_equal": "{} <= {}",
+        "single": "{}",
+        "double": "{}",
+    },
 }
 
 

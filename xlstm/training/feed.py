@@ -30,6 +30,7 @@ from xlstm.data.batches import (
 )
 from xlstm.data.host import finite, numbers
 from xlstm.data.shards import cut
+from xlstm.layers.embedding import within
 from xlstm.losses import mse
 from xlstm.precision import Mixed
 
@@ -265,17 +266,21 @@ class Feed:
             )
 
     def check(self, where: str, batch: Batch, everything: bool = False) -> None:
-        """Raise ValueError unless x and the targets that count are finite on their backends.
+        """Raise ValueError unless x and the targets that count are finite on their backends, and
+        symbols are in range.
 
-        Arrays on a device are not checked, since reading them would wait for the device. Targets
-        that a mask leaves out are checked only with `everything`.
+        Arrays on a device are checked only with `everything`, since reading them waits for the
+        device. Targets that a mask leaves out are not checked.
         """
         steps = None
         if batch.lengths is not None:
             steps = within_lengths(batch.lengths, *batch.x.shape[:2])
-        counted = None if everything or batch.mask is None else to_numpy(batch.mask) != 0
+        counted = None if batch.mask is None else to_numpy(batch.mask) != 0
         if everything or isinstance(batch.x, np.ndarray):
-            finite(where, "x", to_numpy(batch.x), self.low.dtype, steps)
+            x = to_numpy(batch.x)
+            finite(where, "x", x, self.low.dtype, steps)
+            if (symbols := getattr(self.model, "symbols", None)) is not None:
+                within(where, "x", x if steps is None else x * steps, symbols)
         if everything or isinstance(batch.target, np.ndarray):
             finite(where, "target", to_numpy(batch.target), self.home.dtype, counted)
 

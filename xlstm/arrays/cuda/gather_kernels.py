@@ -35,34 +35,44 @@ struct Sources {{
     Source each[{ARRAYS}];
 }};
 template <class T>
-__device__ __forceinline__ void put(const Source& one, bool there, long long row, long long at) {{
-    ((T*)one.to)[at] = there ? ((const T*)one.from)[row * one.width + at % one.width] : T(0);
+__device__ __forceinline__ void put(const Source& one, int missing, long long row, long long at) {{
+    const bool there = row >= 0 && row < one.rows;
+    ((T*)one.to)[at] = there ? ((const T*)one.from)[row * one.width + at % one.width] : T(missing);
 }}
-extern "C" __global__ void xlstm_gather(const Sources all, int size) {{
+// `missing` has the bits of a number in a missing row: 0, or -1 for NaN
+extern "C" __global__ void xlstm_gather(const Sources all, int size, int missing) {{
     const Source& one = all.each[blockIdx.y];
     const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= one.count * one.width) return;
     const long long row = one.places[at / one.width];
-    const bool there = row < one.rows;
-    if (size == 2) put<unsigned short>(one, there, row, at);
-    else if (size == 4) put<unsigned>(one, there, row, at);
-    else put<unsigned long long>(one, there, row, at);
+    if (size == 2) put<unsigned short>(one, missing, row, at);
+    else if (size == 4) put<unsigned>(one, missing, row, at);
+    else put<unsigned long long>(one, missing, row, at);
 }}
 """
 
 
-def gather(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array] | None:
-    """Return the rows of each array at its places, zeros past its end; None without a kernel."""
+def gather(
+    arrays: Sequence[Array], places: Sequence[Array], missing: int = 0
+) -> list[Array] | None:
+    """Return the rows of each array at its places, or None without a kernel.
+
+    `missing` has the bits of a number in a missing row: 0, or -1 for NaN.
+    """
     if arrays[0].itemsize == 1:
         return None
-    return kernel_fallback.attempt("xlstm_gather", _gathered, arrays, places)
+    return kernel_fallback.attempt("xlstm_gather", _gathered, arrays, places, missing)
 
 
-def _gathered(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
-    """Return the rows; each launch serves `ARRAYS` arrays."""
+def _gathered(arrays: Sequence[Array], places: Sequence[Array], missing: int = 0) -> list[Array]:
+    """Return the rows; each launch serves `ARRAYS` arrays.
+
+    `missing` has the bits of a number in a missing row.
+    """
     cp = optional_imports.cupy()
     with device_of(places[0]):
         inputs = [cp.ascontiguousarray(a) for a in arrays]
+        places = [cp.ascontiguousarray(at) for at in places]
         results = [
             cp.empty((at.size, *a.shape[1:]), dtype=a.dtype)
             for a, at in zip(inputs, places, strict=True)
@@ -79,7 +89,8 @@ def _gathered(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
                 table = device.struct([*numbers, *[0] * (FIELDS * (ARRAYS - count))])
                 grid = (-(-most // THREADS), count)
                 size = np.int32(inputs[0].itemsize)
-                device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), (table, size))
+                arguments = table, size, np.int32(missing)
+                device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), arguments)
     return results
 
 
