@@ -318,6 +318,8 @@ class DualNamespace:
         The library below all dual numbers.
     """
 
+    of_duals = True  # see `is_of_duals`
+
     def __init__(self, base: Namespace) -> None:
         self.base = base
         self.function: Callable[[str], Any] = functools.cache(self._function)
