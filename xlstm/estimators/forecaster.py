@@ -221,7 +221,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         Raises
         ------
         ValueError
-            A series is too short for the window, or constant. A value is not finite, or so large or
+            A series is too short for the window or for a given season, or constant. A value is not finite, or so large or
             so far from the others that its square overflows; a `SeriesError` names the value. A
             parameter is out of range.
         FloatingPointError
