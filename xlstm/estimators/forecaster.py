@@ -728,7 +728,9 @@ quantiles, linear_baseline, season, calendar, least, refit
             )
         backend = backend_of(self.backend, self.dtype)
         combination = Combination.of_arrays(arrays, C, s.horizon, others)
-        intervals = Intervals(errors, levels)
+        name = "intervals.scales"  # files of version 0.1.0 lack it
+        scales = array_of({name: np.ones((2, C))} | arrays, name, {"2": 2, "C": C})
+        intervals = Intervals(errors, levels, positive(name, scales))
         params = self._weights(arrays)
         return Predictor(s, backend, scaling, combination, spread, intervals, self.model_, params)
 
