@@ -12,6 +12,8 @@ from tests.tables import LIBRARIES, columns_of, table
 from xlstm.data.panels import Panel
 from xlstm.data.table import write_table
 from xlstm.estimators import Forecaster
+from xlstm.estimators.base import roles_of
+from xlstm.estimators.forecaster import examples
 
 
 @pytest.mark.parametrize(("step", "zone"), [("D", "Europe/Berlin"), ("QE-FEB", None)])
@@ -187,7 +189,7 @@ def test_targets_that_begin_at_different_rows(values):
     both[19, 0] = np.nan
     both[:70, 1] = np.nan
     forecaster = Forecaster(horizon=6, **SMALL)
-    data = forecaster.examples(both)["train"]
+    data = examples(forecaster, both)["train"]
     np.testing.assert_array_equal(data.origins, np.arange(83, 167))
     first = data.mask[:, 0::2].any(axis=1), data.mask[:, 1::2].any(axis=1)
     assert (first[0].argmax(), first[1].argmax()) == (0, 0)
@@ -196,7 +198,7 @@ def test_targets_that_begin_at_different_rows(values):
     ]
     assert data.predictor.scaling.units[0, 1] == pytest.approx(np.sqrt(np.mean(changes)))
     both[:200, 1] = np.nan  # then it has half of the rows that are trained on
-    (one,) = forecaster.examples(both)["train"].several
+    (one,) = examples(forecaster, both)["train"].several
     assert (one.begin, np.count_nonzero(np.isnan(one.values[:, 1]))) == (167, 33)
 
 
@@ -234,7 +236,7 @@ def test_categories_are_columns_of_0_and_1(library, tmp_path):
     for ending in ("csv", "parquet") if importlib.util.find_spec("pyarrow") else ("csv",):
         sales = [None if k % 159 >= 153 else value for k, value in enumerate(fields["sales"])]
         write_table(tmp_path / f"t.{ending}", {**fields, "sales": sales})
-        panel = Panel.from_file(tmp_path / f"t.{ending}", Forecaster(**roles).roles())
+        panel = Panel.from_file(tmp_path / f"t.{ending}", roles_of(Forecaster(**roles)))
         assert panel.shown[0].gaps == 0
         same = np.concatenate(loaded.predict(panel))
         np.testing.assert_allclose(same, found, rtol=1e-6)

@@ -49,6 +49,7 @@ from xlstm.data.panels import Panel
 from xlstm.data.series import bundled
 from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel
 from xlstm.estimators.evaluation import Score
+from xlstm.estimators.forecaster import examples
 from xlstm.plots import figures
 from xlstm.training import Interrupted, ProgressBar, Terminated
 from xlstm.training.folder import Folder
@@ -266,7 +267,7 @@ def train_forecast(
     settings |= by_role.roles().parameters() | {"holidays": holidays}
     model = Forecaster(horizon=horizon, window=window, backend=home, name=panel.title, **settings)
     with panel.named():
-        model.examples(panel)  # raises if the series cannot be trained on
+        examples(model, panel)  # raises if the series cannot be trained on
     narrow = "" if model.precision is None else f", training in {model.precision}"
     run.print(f"backend: {home}, {home.dtype}{narrow} ({home.reason})")
     run.print(f"series: {panel}")

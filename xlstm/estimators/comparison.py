@@ -158,7 +158,8 @@ def compare(
     season : int, tuple of two int, or "auto"
         Steps of the season, for built-in models and for the mean absolute scaled error; 0 for none.
         If you give two seasons, "linear" takes both, and for all else the shorter one counts. With
-        "auto", the season is found in the first 80 %. ETS and ARIMA are fitted without a season if it has more than 24 steps.
+        "auto", the season is found in the first 80 %. ETS and ARIMA are fitted without a season if
+        it has more than 24 steps.
 
     Returns
     -------

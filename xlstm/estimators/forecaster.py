@@ -32,6 +32,7 @@ from xlstm.estimators.base import (
     errors_by_name,
     names_array,
     positive,
+    roles_of,
     subtree,
 )
 from xlstm.estimators.evaluation import Forecasts, Score
@@ -221,9 +222,9 @@ quantiles, linear_baseline, season, calendar, least, refit
         Raises
         ------
         ValueError
-            A series is too short for the window or for a given season, or constant. A value is not finite, or so large or
-            so far from the others that its square overflows; a `SeriesError` names the value. A
-            parameter is out of range.
+            A series is too short for the window or for a given season, or constant. A value is not
+            finite, or so large or so far from the others that its square overflows; a `SeriesError`
+            names the value. A parameter is out of range.
         FloatingPointError
             Training diverged.
         TypeError, BackendError
@@ -235,29 +236,6 @@ quantiles, linear_baseline, season, calendar, least, refit
         checks.optional(checks.function)("Forecaster", "progress", progress)
         backend, panel, variants = self._to_fit(values, covariates)
         return self._fit(variants, panel, backend, progress, group)
-
-    def examples(
-        self, values: Any, **covariates: Unpack[CovariateArguments]
-    ) -> dict[str, predictor.Examples]:
-        """Return the training windows and the validation windows, by the names "train" and
-        "validation".
-
-        Parameters
-        ----------
-        values, covariates
-            As for `fit`.
-
-        Returns
-        -------
-        dict of str to Examples
-
-        Raises
-        ------
-        ValueError, TypeError, BackendError
-            As `fit` does.
-        """
-        backend, panel, variants = self._to_fit(values, covariates)
-        return fitting.examples(fitting.prepared(variants, panel.ids, self.settings, backend))
 
     def predict(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
@@ -340,16 +318,23 @@ quantiles, linear_baseline, season, calendar, least, refit
             )
         check = checks.rising(1)
         levels = check("Forecaster", "quantiles", s.quantiles if quantiles is None else quantiles)
-        is_other = levels != s.quantiles
-        if is_other:
+        if levels != s.quantiles:
             self._check_learned("for other quantiles")
         steps = self._steps(steps)
         panel, pairs = self._read(values, covariates, steps)
+        ahead = self._quantiles(pairs, steps, levels)
+        return panel.forecast_frame(ahead, [f" {q:g}" for q in levels])
+
+    def _quantiles(
+        self, pairs: Sequence[tuple[TimeSeries, Values]], steps: int, levels: Sequence[float]
+    ) -> list[Values]:
+        """Return forecast quantiles (steps, C, Q) of each series, which comes with its units."""
+        s = self.predictor_.settings
         ahead = []
         for series, units in pairs:
             learned, width = self._next(series, units)
             forecast = learned[:steps]
-            if is_other:
+            if levels != s.quantiles:
                 others = np.array(levels)[:, None, None]
                 forecast = sampling.at_levels(forecast[None], s.quantiles, others)
                 forecast = self.predictor_.limited(np.moveaxis(forecast, 0, -1))
@@ -358,7 +343,7 @@ quantiles, linear_baseline, season, calendar, least, refit
                 later = np.quantile(paths[:, s.horizon :], levels, axis=0)
                 forecast = np.concatenate((forecast, np.moveaxis(later, 0, -1)))
             ahead.append(predictor.finite(forecast))
-        return panel.forecast_frame(ahead, [f" {q:g}" for q in levels])
+        return ahead
 
     def plot(
         self,
@@ -401,14 +386,14 @@ quantiles, linear_baseline, season, calendar, least, refit
         steps = self._steps(steps)
         last = checks.optional(checks.size)("Forecaster", "last", last)
         beside = Covariates.of("Forecaster", covariates)
-        panel = Panel.of("Forecaster", values, beside, self.roles(), self._names())
+        panel = Panel.of("Forecaster", values, beside, roles_of(self), self._names())
         first = panel.first(-(-results.AXES // self.n_targets_))
         levels = self.predictor_.settings.quantiles
-        means = np.reshape(self.predict(first, steps), (-1, steps, self.n_targets_))
-        quantiles = self.predict_quantiles(first, steps) if levels else []
+        pairs = self._read(first, {}, steps)[1]
+        means = np.stack([self._paths(*pair, steps)[0] for pair in pairs])
+        quantiles = self._quantiles(pairs, steps, levels) if levels else []
         fan = results.Fan(np.reshape(quantiles, (*means.shape, len(levels))), levels, means)
-        several = [series for series, _ in self._read(first, {}, steps)[1]]
-        return results.ends(panel, several, fan, ax, last)
+        return results.ends(panel, [series for series, _ in pairs], fan, ax, last)
 
     def sample(
         self,
@@ -464,37 +449,6 @@ quantiles, linear_baseline, season, calendar, least, refit
             paths[..., 0] if flat else paths for paths, flat in zip(drawn, panel.flat, strict=True)
         ]
         return shaped[0] if panel.alone else shaped
-
-    def windows(
-        self, values: Any, count: int = 64, **covariates: Unpack[CovariateArguments]
-    ) -> Array:
-        """Return the last windows of a series, or of the first of several series, as the network
-        sees them.
-
-        Parameters
-        ----------
-        values, covariates
-            As for `predict`.
-        count : int
-            Most windows to return; the last one ends with the series.
-
-        Returns
-        -------
-        array (window, M, D)
-            Input of `model_` with `params_`, as functions of `xlstm.plots` take it.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `predict` does.
-        """
-        s = self.predictor_.settings
-        count = checks.size("Forecaster", "count", count)
-        _, pairs = self._read(values, covariates, s.horizon)
-        series, units = pairs[0]
-        N = len(series.values)
-        origins = np.arange(max(s.window, N - count + 1), N + 1)
-        return self.predictor_.windows(series, units, origins)[0]
 
     def score(self, values: Any, y: None = None, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors on rows that the network has not seen, beside those of baselines.
@@ -608,7 +562,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         periods = fitting.seasons_of(variants[0], firsts, s.season)
         return evaluation.score(variants[0], forecasts, s.quantiles, periods, panel)
 
-    def for_export(self, lengths: bool, history: int | None = None) -> Export:
+    def _for_export(self, lengths: bool, history: int | None = None) -> Export:
         """Return the metadata, inputs and formula that `interop.onnx.to_onnx` writes around the
         network.
 
@@ -644,7 +598,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             for (name, n), part in zip(rows.items(), p.scaling, strict=False)
             if part.shape[1]
         }
-        about = super().for_export(lengths)[0]
+        about = super()._for_export(lengths)[0]
         about["quantiles"] = json.dumps(list(s.quantiles))
         return about, inputs, self._exported
 
@@ -671,7 +625,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}
-        return self.checked() | fitted | self.roles().parameters()
+        return self._checked() | fitted | roles_of(self).parameters()
 
     def _fitted(self) -> dict[str, Any]:
         """Return the arrays of both predictors, only once if both are the same."""
@@ -685,7 +639,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _restore(self, fitted: dict[str, Any]) -> Params:
         checks.size("settings", "window", self.window)
-        self.roles()
+        roles_of(self)
         s = self.settings
         ids = [*vars(self).get("series_names_", ())]
         sizes = {"S": len(ids) or None, "C": len(self._names()) or None}
@@ -787,11 +741,11 @@ quantiles, linear_baseline, season, calendar, least, refit
         The first variant is without features of the calendar. If there are dates, the second has
         them.
         """
-        self.checked()
+        self._checked()
         backend = backend_of(self.backend, self.dtype)
         precisions.named(self.precision, backend)  # raises if the backend lacks it
         beside = Covariates.of("Forecaster", covariates)
-        panel = encoded("Forecaster", Panel.of("Forecaster", values, beside, self.roles()))
+        panel = encoded("Forecaster", Panel.of("Forecaster", values, beside, roles_of(self)))
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
         variants = [
             panel.read("Forecaster", self.horizon, look, holidays=self.holidays) for look in looks
@@ -867,7 +821,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         s = self.test_predictor_.settings
         scaling = self.scaling_
         beside = Covariates.of("Forecaster", covariates)
-        panel = Panel.of("Forecaster", values, beside, self.roles(), self._names())
+        panel = Panel.of("Forecaster", values, beside, roles_of(self), self._names())
         panel = encoded("Forecaster", panel, self.categories_)
         rows_of = functools.partial(
             panel.read, "Forecaster", max(steps, s.horizon), self.calendar_, holidays=self.holidays
@@ -949,6 +903,64 @@ quantiles, linear_baseline, season, calendar, least, refit
                 values = p.limited(predictor.finite(drawn))
             ahead[:, t : t + H] = values
         return ahead[:, :steps]
+
+
+def examples(
+    forecaster: Forecaster, values: Any, **covariates: Unpack[CovariateArguments]
+) -> dict[str, predictor.Examples]:
+    """Return the training windows and the validation windows of a forecaster, by the names "train"
+    and "validation".
+
+    Parameters
+    ----------
+    forecaster : Forecaster
+    values, covariates
+        As for `Forecaster.fit`.
+
+    Returns
+    -------
+    dict of str to Examples
+
+    Raises
+    ------
+    ValueError, TypeError, BackendError
+        As `Forecaster.fit` does.
+    """
+    backend, panel, variants = forecaster._to_fit(values, covariates)
+    return fitting.examples(fitting.prepared(variants, panel.ids, forecaster.settings, backend))
+
+
+def windows(
+    forecaster: Forecaster, values: Any, count: int = 64, **covariates: Unpack[CovariateArguments]
+) -> Array:
+    """Return the last windows of a series, or of the first of several series, as the network of a
+    forecaster sees them.
+
+    Parameters
+    ----------
+    forecaster : Forecaster
+    values, covariates
+        As for `Forecaster.predict`.
+    count : int
+        Most windows to return; the last one ends with the series.
+
+    Returns
+    -------
+    array (window, M, D)
+        Input of `model_` with `params_`, as functions of `xlstm.plots` take it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `Forecaster.predict` does.
+    """
+    s = forecaster.predictor_.settings
+    count = checks.size("Forecaster", "count", count)
+    _, pairs = forecaster._read(values, covariates, s.horizon)
+    series, units = pairs[0]
+    N = len(series.values)
+    origins = np.arange(max(s.window, N - count + 1), N + 1)
+    return forecaster.predictor_.windows(series, units, origins)[0]
 
 
 def _arrays_of(fitted: Predictor) -> dict[str, Any]:

@@ -159,7 +159,7 @@ class TextModel(NetworkEstimator):
         Interrupted, Terminated
             A signal ended training after a step. The model is then fitted with the weights so far.
         """
-        self.checked()
+        self._checked()
         whole = _text(X)
         again = self.warm_start and self.__sklearn_is_fitted__()
         kind, codec = (self.codec_kind_, self.codec_) if again else self._codec(whole)
@@ -314,8 +314,8 @@ class TextModel(NetworkEstimator):
         """
         return prompt + "".join(self.stream(prompt, max_tokens, **options))
 
-    def for_export(self, lengths: bool) -> Export:
-        about, inputs, formula = super().for_export(lengths)
+    def _for_export(self, lengths: bool) -> Export:
+        about, inputs, formula = super()._for_export(lengths)
         return about | {"vocabulary": self.codec_.content.decode()}, inputs, formula
 
     def _fitted(self) -> dict[str, Any]:
