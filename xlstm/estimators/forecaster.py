@@ -543,19 +543,10 @@ quantiles, linear_baseline, season, calendar, least, refit
             ]
             fitted = type(self)(**self.get_params() | {"checkpoints": None, "resume": False})
             fitted._fit(cut, panel, backend, None)
-            several = cut[-1] if fitted.calendar_ else cut[0]
-            units = fitted.scaling_.of(several, panel.ids, fitted.window_)
-            at = np.array(ends)[:, None]
+            units = fitted.scaling_.of(cut[0], panel.ids, fitted.window_)
+            rows = zip(variants[-1 if fitted.calendar_ else 0], units, ends, strict=True)
             rounds.append(
-                [
-                    Forecasts(
-                        end,
-                        fitted._paths(before, u, s.horizon),
-                        fitted._next(before, u)[0][None],
-                        baselines.targets(series, end, s.horizon, len(series.values)),
-                    )
-                    for series, end, before, u in zip(variants[0], at, several, units, strict=True)
-                ]
+                [evaluation.rolling(fitted.predictor_, *each, each[-1] + 1)[0] for each in rows]
             )
         forecasts = [evaluation.joined(parts) for parts in zip(*rounds, strict=True)]
         firsts = [int(each.at[0]) for each in forecasts]
