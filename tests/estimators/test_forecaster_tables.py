@@ -41,6 +41,46 @@ def test_targets_go_by_name_and_later_rows_by_date(step, zone):
         forecaster.predict(given.rename(columns={"cost": "x"}), future=later)
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_dates_as_text(library, tmp_path):
+    """In ISO 8601 they are dates, as in a file; in another notation a table or file is refused with
+    the row, and names are no dates.
+    """
+    pd = pytest.importorskip("pandas")
+    values = driven()[0][:60]
+    forecaster = Forecaster(**{**QUICK, "candidates": ["linear"]}, targets="v")
+    for freq in ("D", "MS"):
+        days = pd.date_range("2024-11-30", periods=66, freq=freq)
+        iso = days.strftime("%Y-%m-%d" if freq == "D" else "%Y-%m").tolist()
+        given = table(library, {"day": iso[:60], "v": values})
+        ahead = columns_of(forecaster.fit(given).predict(given))
+        np.testing.assert_array_equal(ahead["day"].astype("datetime64[us]"), days[60:])
+        indexed = pd.Series(values, iso[:60], name="v")
+        found = Forecaster(**QUICK, targets="v").fit(indexed).predict(indexed)
+        assert list(found.index) == list(days[60:])
+    path = tmp_path / "t.csv"
+    hint = r"--date-format .* in a file, pandas.to_datetime\(\.\.\., dayfirst=True\) in a table"
+    for other in ("%d.%m.%Y", "%m/%d/%y", "%d %B %Y", "%d.%m.%Y %H:%M", "%Y/%m/%d"):
+        text = days.strftime(other).tolist()[:60]
+        write_table(path, {"shop": ["a"] * 60, "day": text, "v": values.tolist()})
+        for call, place in (
+            (lambda t: forecaster.fit(table(library, {"day": t, "v": values})), "day, row 0"),
+            (lambda t: forecaster.fit(pd.Series(values, t, name="v")), "index, row 0"),
+            (lambda t: Panel.from_file(path, roles_of(forecaster)), "t.csv: line 2"),
+        ):
+            with pytest.raises(ValueError, match=f"{place}: '{text[0]}' is not a date .*{hint}"):
+                call(text)
+    with pytest.raises(ValueError, match=r"index, row 59: '31\.12\.2024' is not a date"):
+        forecaster.fit(pd.Series(values, [*iso[:59], "31.12.2024"], name="v"))
+    for names in ([f"a{k}" for k in range(60)], [f"1.{k}.0.1" for k in range(60)], ["x"] * 60):
+        found = forecaster.fit(table(library, {"note": names, "v": values})).predict(values)
+        np.testing.assert_array_equal(found, forecaster.fit(values).predict(values))
+        assert list(forecaster.fit(pd.DataFrame({"v": values}, names)).predict(values).shape) == [6]
+    roles = {"static": "day", "series_id": "shop"}  # a column with a role is no date
+    columns = {"day": ["2024-01-01"] * 60, "shop": ["1.1.2024"] * 60, "v": values}
+    assert "day" in forecaster.set_params(**roles).fit(table(library, columns)).categories_
+
+
 def test_only_columns_with_a_role_are_read(values):
     pd = pytest.importorskip("pandas")
     given = pd.DataFrame(

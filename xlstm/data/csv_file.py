@@ -243,7 +243,7 @@ class CsvFile:
     def _is_date(self, cell: str, years: bool) -> bool:
         """Return whether a cell is a date; with `years`, a whole number of four digits also is."""
         if self.dialect.date_format is None:
-            return ISO_DATE.fullmatch(cell) is not None and (years or "-" in cell)
+            return calendars.is_date(cell) or (years and ISO_DATE.fullmatch(cell) is not None)
         try:
             return bool(datetime.datetime.strptime(cell, self.dialect.date_format))
         except (ValueError, re.error):  # re.error: a directive comes twice

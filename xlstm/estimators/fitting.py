@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -158,10 +159,21 @@ def _variant(
                 raise ValueError(f"Forecaster: the {kind} part of {name} has no values to predict")
     ends = [part["test"].start for part in parts]
     periods = seasons_of(several, ends, s.season)
-    rolling = RollingOrigins(
-        several, scaling, ends, s.horizon, periods, not isinstance(s.season, str)
-    )
-    rolling.check_seasons(names)
+    fixed = not isinstance(s.season, str)
+    needed = -(-4 * max(periods, default=0) // 3)  # so that the first fold begins after the season
+    short = [pair for pair in zip(ends, names, strict=True) if fixed and pair[0] < needed]
+    if short:
+        given, name = max(short)
+        problem = (
+            f"Forecaster: season is {max(periods)}, which needs {needed} rows before the test part,"
+            f" {name} has {given}"
+        )
+        if len(short) == len(ends):
+            raise ValueError(f"{problem}; expected a shorter season, or 'auto'")
+        warnings.warn(
+            f"{problem}; smoothing and theta forecast it without the season", stacklevel=2
+        )
+    rolling = RollingOrigins(several, scaling, ends, s.horizon, periods, fixed)
     return rolling, selection.combined(rolling, s)
 
 

@@ -546,7 +546,12 @@ quantiles, linear_baseline, season, calendar, least, refit
             units = fitted.scaling_.of(cut[0], panel.ids, fitted.window_)
             rows = zip(variants[-1 if fitted.calendar_ else 0], units, ends, strict=True)
             rounds.append(
-                [evaluation.rolling(fitted.predictor_, *each, each[-1] + 1)[0] for each in rows]
+                [
+                    evaluation.rolling(fitted.predictor_, series, u, end, end + 1)[0]._replace(
+                        mean=fitted._paths(series.until(end), u, s.horizon)
+                    )
+                    for series, u, end in rows
+                ]
             )
         forecasts = [evaluation.joined(parts) for parts in zip(*rounds, strict=True)]
         firsts = [int(each.at[0]) for each in forecasts]
@@ -783,13 +788,12 @@ quantiles, linear_baseline, season, calendar, least, refit
         }
         # a copy, as the caller may write into the array of values
         history = data.several[0]._replace(values=data.several[0].values.copy())
-        used = [name for name in final.combination.candidates if name in allowed]
         return self._keep(
             test,
             final,
             stop=stop,
             trained_=trained,
-            chosen_=np.array([*used, *["network"] * (judged.share > 0)], dtype=object),
+            chosen_=np.array([*allowed, *["network"] * (judged.share > 0)], dtype=object),
             candidate_errors_=judged.errors | allowed,
             ranks_=judged.ranks,
             season_=seasons.parameter(final.combination.seasons),

@@ -62,7 +62,7 @@ class Intervals(NamedTuple):
         squares = np.where(np.isnan(squares), np.nanmax(squares, axis=0), squares)
         squares = np.maximum(squares, 1e-300)
         own = np.stack([mean(mean(each**2) / squares) for each in errors])
-        scales = np.maximum((np.nanmin(own, axis=0), np.nanmax(own, axis=0)), LEAST**2)
+        scales = np.maximum(np.nanquantile(own, (0, 1), axis=0), LEAST**2)
         intervals = cls(np.sqrt(squares), np.empty(0), scales)
         z = NORMAL(quantiles)
         levels = []

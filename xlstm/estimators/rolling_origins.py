@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
@@ -77,30 +76,6 @@ class RollingOrigins:
             return [self.seasons]
         periods = [m for m in self.seasons if m <= max(self.cuts[0])]
         return [tuple(periods[:k]) for k in range(len(periods) + 1)]
-
-    def check_seasons(self, names: Sequence[str]) -> None:
-        """Raise ValueError if all series, with these names, are too short for a fixed season.
-
-        If only some are, a warning names the longest of them.
-        """
-        longest = max(self.seasons, default=0)
-        pairs = zip(self.stops, names, self.cuts[0], strict=True)
-        short = [(stop, name) for stop, name, cut in pairs if cut < longest]
-        if not self.fixed or not short:
-            return
-        rows, name = max(short)
-        # the fewest rows whose first fold begins after the season
-        needed = min(-(-4 * longest // 3), longest + self.most)
-        problem = (
-            f"Forecaster: season is {longest}, which needs {needed} rows before the test part,"
-            f" {name} has {rows}"
-        )
-        if len(short) == len(names):
-            raise ValueError(f"{problem}; expected a shorter season, or 'auto'")
-        warnings.warn(
-            f"{problem}; smoothing and theta forecast {len(short)} such series without it",
-            stacklevel=2,
-        )
 
     def fold(self, k: int) -> Iterator[tuple[TimeSeries, Values, Origins, int]]:
         """Return each series with its units, its origins in fold k, and its row of `stops`."""
