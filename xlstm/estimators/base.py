@@ -240,16 +240,6 @@ class Estimator:
             ),
         )
 
-    def _checked(self) -> dict[str, Any]:
-        """Return the parameters as plain values; raise ValueError or TypeError if one is out of
-        range.
-        """
-        where = type(self).__name__
-        return {
-            name: CHECKS[name](where, name, value) if name in CHECKS else value
-            for name, value in self.get_params().items()
-        }
-
     def _become(self, stop: BaseException | None = None, **results: Any) -> Self:
         """Store the results of a fit, then raise `stop`, the signal that ended the fit, if there is
         one.
@@ -263,6 +253,17 @@ class Estimator:
         if stop is not None:
             raise stop
         return self
+
+
+def checked(estimator: Estimator) -> dict[str, Any]:
+    """Return the parameters as plain values; raise ValueError or TypeError if one is out of
+    range.
+    """
+    where = type(estimator).__name__
+    return {
+        name: CHECKS[name](where, name, value) if name in CHECKS else value
+        for name, value in estimator.get_params().items()
+    }
 
 
 class FiledEstimator(Estimator):
@@ -330,7 +331,7 @@ class FiledEstimator(Estimator):
             estimator = reading.construct("settings", cls, tree.get("settings"))
             for name in tree["settings"].keys() & set(RUN):
                 raise ValueError(f"settings: {name} is unknown, no file keeps it")
-            estimator.set_params(**estimator._checked())
+            estimator.set_params(**checked(estimator))
             estimator.backend = backend
             fitted = subtree(tree, "fitted")
             estimator._become(
@@ -371,7 +372,7 @@ class FiledEstimator(Estimator):
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters for a file, and those in `RUN`, which `save` leaves out."""
-        return self._checked()
+        return checked(self)
 
     def _fitted(self) -> dict[str, Any]:
         """Return the arrays for a file, as a tree."""

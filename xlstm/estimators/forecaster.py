@@ -28,6 +28,7 @@ from xlstm.estimators.base import (
     FiledEstimator,
     SeriesEstimator,
     array_of,
+    checked,
     column_names,
     errors_by_name,
     names_array,
@@ -621,7 +622,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}
-        return self._checked() | fitted | roles_of(self).parameters()
+        return checked(self) | fitted | roles_of(self).parameters()
 
     def _fitted(self) -> dict[str, Any]:
         """Return the arrays of both predictors, only once if both are the same."""
@@ -737,7 +738,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         The first variant is without features of the calendar. If there are dates, the second has
         them.
         """
-        self._checked()
+        checked(self)
         backend = backend_of(self.backend, self.dtype)
         precisions.named(self.precision, backend)  # raises if the backend lacks it
         beside = Covariates.of("Forecaster", covariates)

@@ -28,6 +28,7 @@ from xlstm.estimators.base import (
     Export,
     NetworkEstimator,
     bytes_of,
+    checked,
     column_names,
     learn,
     names_array,
@@ -120,7 +121,7 @@ class SequenceEstimator(NetworkEstimator):
             so far.
         """
         where = type(self).__name__
-        self._checked()
+        checked(self)
         again = self.warm_start and self.__sklearn_is_fitted__()
         data = self._sequences(X, again)
         lengths = [len(row) for row in data.rows]

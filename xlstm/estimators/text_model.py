@@ -18,7 +18,7 @@ from xlstm.arrays.ranks.groups import Group
 from xlstm.data import text
 from xlstm.data.batches import Streams
 from xlstm.data.host import Host
-from xlstm.estimators.base import AnyPath, Export, NetworkEstimator, bytes_of, learn
+from xlstm.estimators.base import AnyPath, Export, NetworkEstimator, bytes_of, checked, learn
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import layer_of
 from xlstm.training import evaluate
@@ -159,7 +159,7 @@ class TextModel(NetworkEstimator):
         Interrupted, Terminated
             A signal ended training after a step. The model is then fitted with the weights so far.
         """
-        self._checked()
+        checked(self)
         whole = _text(X)
         again = self.warm_start and self.__sklearn_is_fitted__()
         kind, codec = (self.codec_kind_, self.codec_) if again else self._codec(whole)
