@@ -72,6 +72,8 @@ def test_dates_as_text(library, tmp_path):
                 call(text)
     with pytest.raises(ValueError, match=r"index, row 59: '31\.12\.2024' is not a date"):
         forecaster.fit(pd.Series(values, [*iso[:59], "31.12.2024"], name="v"))
+    with pytest.raises(ValueError, match="the table has 0 rows"):
+        forecaster.fit(table(library, {"{day}": text, "v": values})[:0])
     for names in ([f"a{k}" for k in range(60)], [f"1.{k}.0.1" for k in range(60)], ["x"] * 60):
         found = forecaster.fit(table(library, {"note": names, "v": values})).predict(values)
         np.testing.assert_array_equal(found, forecaster.fit(values).predict(values))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import datetime
+import functools
 import itertools
 import re
 import warnings
@@ -207,8 +208,9 @@ def with_dates(where: str, table: Any, roles: Sequence[Sequence[str]]) -> Any:
         kind = getattr(column, "inferred_type", getattr(column, "dtype", None))
         if kind in ("string", nw.String) and name not in itertools.chain(*roles):
             cells = [*map(str, column)]
-            if is_date(cells[0]):
-                read_dates(cells, f"{where}: {name or 'index'}, row {{}}".format, None)
+            if any(map(is_date, cells[:1])):
+                line = functools.partial("{}: {}, row {}".format, where, name or "index")
+                read_dates(cells, line, None)
                 dates = load_pandas(where).DatetimeIndex(cells, name=name)
                 if column is index:
                     return table.set_axis(dates)

@@ -236,6 +236,9 @@ class CsvFile:
                 f" {shown(self.dialect.date_format)}, expected a column of them; a format is such"
                 " as '%d/%m/%Y', with each directive once"
             )
+        for k, cells in enumerate(self._cells):
+            if calendars.is_date(next(filter(None, cells), "")):
+                return k, True  # in another notation, which `columns` refuses
         named = self.names[0].lower() in HEADERS
         is_label = len(self.names) > 1 and (named or not any(map(is_number, self._cells[0])))
         return (0 if is_label else None), False
@@ -243,7 +246,7 @@ class CsvFile:
     def _is_date(self, cell: str, years: bool) -> bool:
         """Return whether a cell is a date; with `years`, a whole number of four digits also is."""
         if self.dialect.date_format is None:
-            return calendars.is_date(cell) or (years and ISO_DATE.fullmatch(cell) is not None)
+            return ISO_DATE.fullmatch(cell) is not None and (years or "-" in cell)
         try:
             return bool(datetime.datetime.strptime(cell, self.dialect.date_format))
         except (ValueError, re.error):  # re.error: a directive comes twice

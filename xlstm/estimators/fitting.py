@@ -171,7 +171,8 @@ def _variant(
         if len(short) == len(ends):
             raise ValueError(f"{problem}; expected a shorter season, or 'auto'")
         warnings.warn(
-            f"{problem}; smoothing and theta forecast it without the season", stacklevel=2
+            f"{problem}; smoothing and theta forecast it, and shorter ones, without it",
+            stacklevel=2,
         )
     rolling = RollingOrigins(several, scaling, ends, s.horizon, periods, fixed)
     return rolling, selection.combined(rolling, s)
