@@ -229,6 +229,7 @@ NUMBERS = [
     ("candidates", [0, 1, 1], "candidates has 0, expected numbers above 0"),
     ("spread", [[-1]], "spread has -1, expected numbers above 0"),
     ("intervals.spread", [[0]], "intervals.spread has 0, expected numbers above 0"),
+    ("intervals.scales", [[0], [1]], "intervals.scales has 0, expected numbers above 0"),
     ("intervals.levels", [[*range(8), 5]], "intervals.levels falls by 2"),
     ("scaling.units", [[0]], "scaling.units has 0, expected numbers above 0"),
     *(("ranks", [[[rank]]], "ranks has 1 rows with other numbers") for rank in (-1, 1)),

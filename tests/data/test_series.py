@@ -109,6 +109,8 @@ def test_columns(read):
             read(text, usual=usual)
     s = read(",date,v\n0,2001-01-01,5\n1,2001-01-02,6\n2,2001-01-03,8\n", "v")
     assert (s.step, s.after(1)) == ("day", ["2001-01-04"])
+    born = "born,date,v\n1.2.1990,2001-01-01,5\n3.4.1980,2001-01-02,6\n"
+    assert read(born, "v").labels == ["2001-01-01", "2001-01-02"]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +220,7 @@ TWO_ZONES = "2024-01-01T00:00+02:00", "2024-01-01T01:00+02:00"
             "%d.%m.%Y",
             "line 3 is 2024-01-30, expected a date after 2024-01-31",
         ),
+        (["31.01.2024", "01.02.2024"], None, "line 2: '31.01.2024' is not a date .*date_format="),
         (["2001-02", "2001-02"], None, "line 3 is 2001-02, expected a date after"),
         *(
             (

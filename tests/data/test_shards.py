@@ -9,6 +9,7 @@ from xlstm import LSTM
 from xlstm.data import Batch, Prefetch, Sequences, SeriesWindows, Shard, Streams, Windows
 from xlstm.data.shards import cut
 from xlstm.estimators import Forecaster
+from xlstm.estimators.forecaster import examples
 from xlstm.models import TiRex2
 from xlstm.models.sequence import sequence_model
 from xlstm.models.tirex import PatchWindows
@@ -84,7 +85,7 @@ def datasets():
     )
     yield (
         "a forecaster's",
-        Forecaster(window=4, horizon=2, batch_size=4).examples(np.cumsum(RNG.normal(size=40)))[
+        examples(Forecaster(window=4, horizon=2, batch_size=4), np.cumsum(RNG.normal(size=40)))[
             "train"
         ],
     )

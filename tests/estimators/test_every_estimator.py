@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from typing import Any, NamedTuple
 from unittest.mock import Mock
 
@@ -28,6 +29,8 @@ from xlstm.estimators import (
     SequenceRegressor,
     SeriesError,
     TextModel,
+    TiRexFeatures,
+    ZeroShotForecaster,
 )
 from xlstm.layers.recurrent import CELLS
 from xlstm.training import Interrupted, ProgressBar, Terminated
@@ -286,3 +289,20 @@ def test_files_of_arrays_under_their_names(name):
 def test_errors_that_name_a_value_are_pickled():
     error = pickle.loads(pickle.dumps(SeriesError("ZeroShotForecaster", 3, 1e300, "too far")))
     assert (error.row, str(error)) == (3, "ZeroShotForecaster: values[3] is 1e+300, too far")
+
+
+def test_public_names_of_estimators_are_for_users():
+    """Names of parameters and of results of `fit` aside."""
+    conventions = {"fit", "get_params", "set_params", "score", "predict", "KIND"}
+    own = {
+        Forecaster: {"backtest", "plot", "predict_quantiles", "sample", "settings"},
+        SequenceClassifier: {"predict_proba", "prepared"},
+        SequenceRegressor: {"prepared"},
+        TextModel: {"generate", "nats", "perplexity", "stream"},
+        ZeroShotForecaster: {"backtest", "predict_quantiles"},
+        TiRexFeatures: {"fit_transform", "get_feature_names_out", "transform"},
+    }
+    for kind, names in own.items():
+        public = {name for name in dir(kind) if not name.startswith("_") and name[-1] != "_"}
+        public -= {field.name for field in fields(kind)}
+        assert public - conventions - {"load", "save"} == names

@@ -32,6 +32,36 @@ def test_intervals_cover_what_they_promise():
     np.testing.assert_allclose(score.crps, 1 / np.sqrt(np.pi), rtol=0.15)
 
 
+def test_each_series_of_a_panel_has_its_own_spread(tmp_path, rng):
+    """Of two series with one season and noise of 1 and 10, in the rows of `fit` and after them."""
+    season = 100 * np.sin(np.arange(2000) * np.pi / 6)
+    both = [season + noise * rng.standard_normal(2000) for noise in (1, 10)]
+    forecaster = Forecaster(season=12, candidates=["linear"], backend="numpy")
+    forecaster.fit([values[:1600] for values in both]).save(tmp_path / "m")
+    score = forecaster.score([values[:1600] for values in both])
+    covered = [each["coverage"][0] for each in score.by_series]
+    loaded = Forecaster.load(tmp_path / "m", "numpy")
+    inside = []
+    for end in range(1600, 2000):
+        ahead = loaded.predict_quantiles([values[:end] for values in both])
+        inside.append([q[0, 0] <= y[end] <= q[0, -1] for q, y in zip(ahead, both, strict=True)])
+    np.testing.assert_allclose([covered, np.mean(inside, axis=0)], 0.8, atol=0.05)
+
+
+def test_the_spread_of_few_errors_is_that_of_all_series(rng):
+    """It is drawn to the pooled one, as a geometric mean with the weights of the average."""
+    several = [np.ones((200, 1, 1)), 3 * np.ones((200, 1, 1))]
+    intervals = Intervals.of(several, (0.1, 0.9))
+    squares = np.array([1, 9]) / 5
+    np.testing.assert_allclose(intervals.spread**2, 5)
+    np.testing.assert_allclose(intervals.scales[:, 0], squares)
+    width = intervals.width(3 * np.ones((2, 1, 1)))  # one error is known at the second forecast
+    np.testing.assert_allclose(width[0], 1)
+    share = 1 - 0.5 ** (1 / 8)
+    start = squares[1] ** share
+    np.testing.assert_allclose(width[1] ** 2, (1 - share) * start + share * squares[1])
+
+
 def test_intervals_of_few_errors_by_hand(rng):
     """Few errors are drawn to a normal distribution, and their quantiles are wider."""
     errors = rng.standard_normal((12, 2, 1)) * [[1.0], [3.0]] + 0.5

@@ -170,7 +170,8 @@ def test_models_are_compared(values):
     np.testing.assert_allclose(one[:5], (*expected, np.mean(np.abs(error) <= spread), 2 * spread))
     np.testing.assert_allclose(found.errors["mean"], np.sqrt(np.mean(error**2, axis=0)))
     assert np.isnan(found.scores["ours"].coverage)
-    line = Forecaster(horizon=6, backend="numpy", candidates=["linear"]).fit(values[:240])
+    line = Forecaster(horizon=6, backend="numpy", candidates=["linear"], season=12)
+    line.fit(values[:240])
     np.testing.assert_array_equal(
         found.scores["line"].forecasts[3], line.predict(values[: found.at[3]])
     )

@@ -157,10 +157,46 @@ def test_smoothing_does_not_see_later_rows(rng):
         before, after = (forecaster.score([each]).forecasts for each in (values, later))
         first = round(0.8 * length)
         np.testing.assert_array_equal(before[: row - first + 1], after[: row - first + 1])
-    noise = rng.standard_normal(60)
-    for season in (60, (24, 168), 10**5):
-        found = Forecaster(season=season, **options).fit(noise)
-        assert found.candidate_errors_["smoothing"] > 0.5
+    found = Forecaster(season=36, **options).fit(rng.standard_normal(60))
+    assert found.candidate_errors_["smoothing"] > 0.5
+
+
+@pytest.mark.parametrize("candidates", ["auto", ["linear"], ["smoothing"], ["theta"]])
+def test_a_season_that_is_given_is_used(rng, candidates):
+    """By each candidate, whatever the step of the dates and the errors with other seasons."""
+    pd = pytest.importorskip("pandas")
+    months = pd.date_range("2000-01-01", periods=120, freq="MS")
+    walk = pd.Series(np.cumsum(rng.standard_normal(120)), months)
+    options = {"candidates": candidates, "backend": "numpy"}
+    assert Forecaster(**options).fit(walk).season_ == 0
+    for season in (7, (7, 12)):
+        forecaster = Forecaster(**options, season=season).fit(walk)
+        assert forecaster.season_ == season
+        several = forecaster.predictor_.combination.candidates.values()
+        assert {each.candidate.seasons for each in several} == {seasons.listed(season)}
+
+
+@pytest.mark.parametrize(
+    ("season", "candidates", "words"),
+    [
+        (73, "auto", "season is 73, which needs 98 rows before the test part, the series has 96"),
+        ((7, 80), ["theta"], "season is 80, which needs 107 rows"),
+        (10**5, ["linear"], "season is 100000, which needs 133334 rows"),
+        (7, ["network"], "season is 7, and no candidate uses it; expected 'auto', or linear, "),
+        (12, ["smoothing"], "season is 12, and no candidate uses it"),
+    ],
+)
+def test_a_season_that_cannot_be_used_is_refused(rng, monkeypatch, season, candidates, words):
+    if season == 12:
+        monkeypatch.setattr(smoothing, "ROWS", 10)  # steps that it smooths at most
+    walk = np.cumsum(rng.standard_normal(120))
+    forecaster = Forecaster(season=season, candidates=candidates, backend="numpy")
+    with pytest.raises(ValueError, match=words):
+        forecaster.fit(walk)
+    if season == 73:  # the longest season that fits
+        assert forecaster.set_params(season=72).fit(walk).season_ == 72
+        with pytest.warns(UserWarning, match="season is 72, .* series 1 has 32; smoothing and"):
+            forecaster.fit([walk, walk[:40]])
 
 
 def test_theta_adds_half_of_the_slope_of_a_line(rng):

@@ -8,6 +8,7 @@ import pytest
 from tests.estimators.conftest import LEARNS, QUICK, SMALL, driven
 from xlstm.data.series_windows import split
 from xlstm.estimators import Forecaster, SeriesError
+from xlstm.estimators.forecaster import examples
 
 
 def test_what_is_known_in_advance_is_used():
@@ -101,7 +102,7 @@ def test_gaps_are_no_targets_and_not_scored():
     gaps = (100, 101, 250, 260)
     values = without(*gaps)
     forecaster = Forecaster(**{**QUICK, "horizon": 1})
-    data = forecaster.examples(values)
+    data = examples(forecaster, values)
     for part, rows in (("train", range(90, 180)), ("validation", range(180, 240))):
         np.testing.assert_array_equal(data[part].origins, rows)
         np.testing.assert_array_equal(data[part].mask[:, 0], ~np.isnan(values[rows]))
@@ -120,8 +121,8 @@ def test_a_window_that_fits_is_chosen(tmp_path):
     for rows, window in {20: 6, 57: 17, 80: 24, 120: 36, 160: 48, 300: 48}.items():
         values, price = driven(rows)
         for horizon in (1, 3, 4, min(12, rows // 5)):
-            made = Forecaster(horizon=horizon, **SMALL).examples(
-                [values, long], future=[price, prices]
+            made = examples(
+                Forecaster(horizon=horizon, **SMALL), [values, long], future=[price, prices]
             )
             assert made["train"].predictor.settings.window == window
     values = long[:57]
@@ -137,12 +138,12 @@ def test_any_length_has_a_window_if_one_fits(horizon):
     model = Forecaster(horizon=horizon, **SMALL)
     for rows in range(1, 41):
         if rows >= 3 and all(p.stop - max(2, p.start) >= horizon for p in split(rows)):
-            assert len(model.examples(np.sin(np.arange(rows)))["train"].origins) >= horizon
+            assert len(examples(model, np.sin(np.arange(rows)))["train"].origins) >= horizon
         else:
             with pytest.raises(
                 ValueError, match=f"horizon of {horizon} need .* rows, the series has {rows}; "
             ):
-                model.examples(np.sin(np.arange(rows)))
+                examples(model, np.sin(np.arange(rows)))
 
 
 # Rows of the parts for training, validation and testing.

@@ -12,6 +12,8 @@ from tests.tables import LIBRARIES, columns_of, table
 from xlstm.data.panels import Panel
 from xlstm.data.table import write_table
 from xlstm.estimators import Forecaster
+from xlstm.estimators.base import roles_of
+from xlstm.estimators.forecaster import examples
 
 
 @pytest.mark.parametrize(("step", "zone"), [("D", "Europe/Berlin"), ("QE-FEB", None)])
@@ -37,6 +39,48 @@ def test_targets_go_by_name_and_later_rows_by_date(step, zone):
     )
     with pytest.raises(ValueError, match="the targets of the table are"):
         forecaster.predict(given.rename(columns={"cost": "x"}), future=later)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_dates_as_text(library, tmp_path):
+    """In ISO 8601 they are dates, as in a file; in another notation a table or file is refused with
+    the row, and names are no dates.
+    """
+    pd = pytest.importorskip("pandas")
+    values = driven()[0][:60]
+    forecaster = Forecaster(**{**QUICK, "candidates": ["linear"]}, targets="v")
+    for freq in ("D", "MS"):
+        days = pd.date_range("2024-11-30", periods=66, freq=freq)
+        iso = days.strftime("%Y-%m-%d" if freq == "D" else "%Y-%m").tolist()
+        given = table(library, {"day": iso[:60], "v": values})
+        ahead = columns_of(forecaster.fit(given).predict(given))
+        np.testing.assert_array_equal(ahead["day"].astype("datetime64[us]"), days[60:])
+        indexed = pd.Series(values, iso[:60], name="v")
+        found = Forecaster(**QUICK, targets="v").fit(indexed).predict(indexed)
+        assert list(found.index) == list(days[60:])
+    path = tmp_path / "t.csv"
+    hint = r"--date-format .* in a file, pandas.to_datetime\(\.\.\., dayfirst=True\) in a table"
+    for other in ("%d.%m.%Y", "%m/%d/%y", "%d %B %Y", "%d.%m.%Y %H:%M", "%Y/%m/%d"):
+        text = days.strftime(other).tolist()[:60]
+        write_table(path, {"shop": ["a"] * 60, "day": text, "v": values.tolist()})
+        for call, place in (
+            (lambda t: forecaster.fit(table(library, {"day": t, "v": values})), "day, row 0"),
+            (lambda t: forecaster.fit(pd.Series(values, t, name="v")), "index, row 0"),
+            (lambda t: Panel.from_file(path, roles_of(forecaster)), "t.csv: line 2"),
+        ):
+            with pytest.raises(ValueError, match=f"{place}: '{text[0]}' is not a date .*{hint}"):
+                call(text)
+    with pytest.raises(ValueError, match=r"index, row 59: '31\.12\.2024' is not a date"):
+        forecaster.fit(pd.Series(values, [*iso[:59], "31.12.2024"], name="v"))
+    with pytest.raises(ValueError, match="the table has 0 rows"):
+        forecaster.fit(table(library, {"{day}": text, "v": values})[:0])
+    for names in ([f"a{k}" for k in range(60)], [f"1.{k}.0.1" for k in range(60)], ["x"] * 60):
+        found = forecaster.fit(table(library, {"note": names, "v": values})).predict(values)
+        np.testing.assert_array_equal(found, forecaster.fit(values).predict(values))
+        assert list(forecaster.fit(pd.DataFrame({"v": values}, names)).predict(values).shape) == [6]
+    roles = {"static": "day", "series_id": "shop"}  # a column with a role is no date
+    columns = {"day": ["2024-01-01"] * 60, "shop": ["1.1.2024"] * 60, "v": values}
+    assert "day" in forecaster.set_params(**roles).fit(table(library, columns)).categories_
 
 
 def test_only_columns_with_a_role_are_read(values):
@@ -187,7 +231,7 @@ def test_targets_that_begin_at_different_rows(values):
     both[19, 0] = np.nan
     both[:70, 1] = np.nan
     forecaster = Forecaster(horizon=6, **SMALL)
-    data = forecaster.examples(both)["train"]
+    data = examples(forecaster, both)["train"]
     np.testing.assert_array_equal(data.origins, np.arange(83, 167))
     first = data.mask[:, 0::2].any(axis=1), data.mask[:, 1::2].any(axis=1)
     assert (first[0].argmax(), first[1].argmax()) == (0, 0)
@@ -196,7 +240,7 @@ def test_targets_that_begin_at_different_rows(values):
     ]
     assert data.predictor.scaling.units[0, 1] == pytest.approx(np.sqrt(np.mean(changes)))
     both[:200, 1] = np.nan  # then it has half of the rows that are trained on
-    (one,) = forecaster.examples(both)["train"].several
+    (one,) = examples(forecaster, both)["train"].several
     assert (one.begin, np.count_nonzero(np.isnan(one.values[:, 1]))) == (167, 33)
 
 
@@ -234,7 +278,7 @@ def test_categories_are_columns_of_0_and_1(library, tmp_path):
     for ending in ("csv", "parquet") if importlib.util.find_spec("pyarrow") else ("csv",):
         sales = [None if k % 159 >= 153 else value for k, value in enumerate(fields["sales"])]
         write_table(tmp_path / f"t.{ending}", {**fields, "sales": sales})
-        panel = Panel.from_file(tmp_path / f"t.{ending}", Forecaster(**roles).roles())
+        panel = Panel.from_file(tmp_path / f"t.{ending}", roles_of(Forecaster(**roles)))
         assert panel.shown[0].gaps == 0
         same = np.concatenate(loaded.predict(panel))
         np.testing.assert_allclose(same, found, rtol=1e-6)

@@ -9,6 +9,7 @@ from tests.estimators.conftest import LEARNS, QUICK
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.series import bundled, read_csv
 from xlstm.estimators import Forecaster, baselines, fitting
+from xlstm.estimators.forecaster import examples, windows
 from xlstm.estimators.predictor import Predictor
 
 
@@ -41,13 +42,13 @@ def test_goals_on_sunspots_with_one_epoch(monkeypatch):
 
 def test_windows_end_with_the_series(fitted, values):
     """The network sees by how much values differ from the last one, in some unit."""
-    x = fitted.windows(values, 3)
+    x = windows(fitted, values, 3)
     assert x.shape == (12, 3, 1)
     for k in range(3):
         window = values[len(values) - 14 + k :][:12]
         change = window - window[-1]
         np.testing.assert_allclose(x[:-1, k, 0] / x[0, k, 0], change[:-1] / change[0], rtol=1e-4)
-    assert fitted.windows(values[:13]).shape == (12, 2, 1)  # there are no more
+    assert windows(fitted, values[:13]).shape == (12, 2, 1)  # there are no more
     assert fitted.model_(fitted.params_, x)[0].shape == (3, fitted.model_.output_size)
 
 
@@ -78,7 +79,7 @@ def test_a_network_has_to_help_in_both_halves(values, monkeypatch):
     share.
     """
     forecaster = Forecaster(**QUICK)
-    data = forecaster.examples(values)["validation"]
+    data = examples(forecaster, values)["validation"]
     left = []
 
     def added(self, series, units, origins):

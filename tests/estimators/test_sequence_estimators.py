@@ -265,7 +265,7 @@ def test_missing_numbers(rng, tmp_path, standardize):
     with pytest.raises(ValueError, match="X contains infinity"):
         table.predict(X[..., 0] * np.inf)
     with pytest.raises(ValueError, match="missing is 'indicator', expected 'refuse'"):
-        table.for_export(False)
+        table._for_export(False)
 
 
 def test_files_of_regressors_and_tables(rng, tmp_path):

@@ -13,6 +13,7 @@ from tests.plots.drawn import overlapping, texts
 from tests.tables import LIBRARIES, columns_of, long_columns, table
 from xlstm import plots
 from xlstm.data.frames import Columns
+from xlstm.data.panels import Panel
 from xlstm.data.series import series_of
 from xlstm.estimators import Forecaster
 from xlstm.plots.results import smoothed
@@ -76,7 +77,7 @@ def test_errors_of_forecasts_are_drawn_by_horizon():
     assert {"days ahead", "RMSE (kg)", "LSTM", "persistence"} <= set(texts(figure))
 
 
-def test_results_of_a_fitted_forecaster_are_drawn():
+def test_results_of_a_fitted_forecaster_are_drawn(monkeypatch):
     """Two series of two targets, from a table: a fan for each, errors by target, and how training
     went.
     """
@@ -100,7 +101,11 @@ def test_results_of_a_fitted_forecaster_are_drawn():
     assert titles == ["sales of north", "price of north", "sales of south", "price of south"]
     median = columns_of(forecaster.predict_quantiles(given))["price 0.5"]
     np.testing.assert_array_equal(figure.axes[3].lines[1].get_ydata()[1:], median[3:])
+    reads = []
+    read = Panel.read
+    monkeypatch.setattr(Panel, "read", lambda *args, **o: reads.append(1) or read(*args, **o))
     axes = forecaster.plot(given, steps=4, last=9)
+    assert len(reads) == 1
     assert overlapping(axes[0].figure) == []
     assert [f"{ax.get_ylabel()} of {ax.get_title(loc='left')}" for ax in axes] == titles
     ahead = columns_of(forecaster.predict_quantiles(given, 4))

@@ -28,6 +28,7 @@ from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.host import Host
 from xlstm.data.table import read_table
 from xlstm.estimators import Forecaster, TextModel
+from xlstm.estimators.forecaster import windows
 from xlstm.plots.networks import MOST
 
 FOLDER = Path("xlstm-inspect")
@@ -121,7 +122,7 @@ def read(
         panel = panel_of(loaded, data, column, dialect)
         panel.check_ahead(estimator.horizon)
         with panel.named():
-            return estimator.windows(panel)[-steps:]
+            return windows(estimator, panel)[-steps:]
     if isinstance(estimator, TextModel):
         x = _tokens(estimator.codec_, data, steps)
     elif estimator is not None:

@@ -23,6 +23,7 @@ from xlstm.data.host import Host
 from xlstm.data.panels import Panel
 from xlstm.data.table import names_in, opened
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
+from xlstm.estimators.base import roles_of
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.training import folder
@@ -152,7 +153,7 @@ def panel_of(
     """
     model = loaded.estimator
     names = [*getattr(model, "feature_names_in_", ())]
-    roles = model.roles()
+    roles = roles_of(model)
     if column is not None and model.n_targets_ > 1:
         raise ValueError(f"{loaded.file}: forecasts {checks.few(names)}, expected no --column")
     targets = roles.targets or names * (len(names) > 1) if column is None else [column]

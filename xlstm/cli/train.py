@@ -48,7 +48,9 @@ from xlstm.data.csv_file import Dialect
 from xlstm.data.panels import Panel
 from xlstm.data.series import bundled
 from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel
+from xlstm.estimators.base import checked
 from xlstm.estimators.evaluation import Score
+from xlstm.estimators.forecaster import examples
 from xlstm.plots import figures
 from xlstm.training import Interrupted, ProgressBar, Terminated
 from xlstm.training.folder import BEST, HISTORY, Folder
@@ -167,7 +169,7 @@ class CommandRun(Report):
         bar = ProgressBar(Console(quiet=True) if out.quiet else err)
         model.set_params(graph=self.graph, callbacks=[bar])
         if self.overwrite and self.leads:
-            model.checked()
+            checked(model)
             self._replace()
         if self.keeps:
             model.set_params(checkpoints=self.output, resume=self.resume)
@@ -290,7 +292,7 @@ def train_forecast(
     settings |= by_role.roles().parameters() | {"holidays": holidays}
     model = Forecaster(horizon=horizon, window=window, backend=home, name=panel.title, **settings)
     with panel.named():
-        model.examples(panel)  # raises if the series cannot be trained on
+        examples(model, panel)  # raises if the series cannot be trained on
     narrow = "" if model.precision is None else f", training in {model.precision}"
     run.print(f"backend: {home}, {home.dtype}{narrow} ({home.reason})")
     run.print(f"series: {panel}")

@@ -7,6 +7,8 @@ from __future__ import annotations
 import bisect
 import contextlib
 import datetime
+import functools
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.data import frames
 from xlstm.data.frames import load_pandas
 from xlstm.data.host import Values
 
@@ -27,6 +30,13 @@ Line = Callable[[int], str]  # names a row in errors
 ISO_DATE = re.compile(
     r"[0-9]{4}(-[0-9]{2}(-[0-9]{2}([T"
     r" ][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?)?)?"
+)
+# 29.03.1958, 3/29/58 06:00, 29-Mar-1958, 29 March 1958, 1958/3/29
+OTHER_DATE = re.compile(
+    r"([0-9]{4}|[0-3]?[0-9])([-./] ?| )"
+    r"([0-3]?[0-9]|(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*)\2"
+    r"([0-9]{4}|[0-3]?[0-9])([T ].*)?",
+    re.IGNORECASE,
 )
 ZONE = re.compile(r"(Z|[+-][0-9]{2}:?[0-9]{2})$")
 UNITS = {4: "Y", 7: "M"}  # units of years and months, by the length of the text
@@ -165,7 +175,9 @@ def read_dates(
         row = int(np.argmax(wrong))
         raise ValueError(
             f"{line(row)}: {checks.shown(cells[row])} is not a date like the others, in"
-            f" {date_format or 'ISO 8601'}; pandas 2 reads the years 1678 to 2261"
+            f" {date_format or 'ISO 8601'}; --date-format (date_format=) reads other notations in a"
+            " file, pandas.to_datetime(..., dayfirst=True) in a table; pandas 2 reads the years 1678"
+            " to 2261"
         )
     dates = coarsest(moments.dt.tz_localize(None).to_numpy())
     unit = UNITS.get(max(map(len, cells)))
@@ -175,6 +187,37 @@ def read_dates(
     if zone is None or zone == "Z" or len({*zones}) > 1:
         return dates, zone and "UTC"
     return dates, f"{zone[:3]}:{zone[-2:]}"
+
+
+def is_date(cell: str) -> bool:
+    """Return whether text is a date in ISO 8601, to the month at least, or in another notation."""
+    return bool(OTHER_DATE.fullmatch(cell) or ("-" in cell and ISO_DATE.fullmatch(cell)))
+
+
+def with_dates(where: str, table: Any, roles: Sequence[Sequence[str]]) -> Any:
+    """Return a table with dates in place of text in ISO 8601, if it has no other dates.
+
+    The text is the index of pandas, or a column without a role. If it begins with a date, but a row
+    is not in ISO 8601, a ValueError names the row.
+    """
+    nw, frame, _, index, dated, _ = frames.framed(where, table)
+    if dated is not None or hasattr(index, "freq"):
+        return table
+    for column in (index, *frame.iter_columns()):
+        name: Any = getattr(column, "name", None)
+        kind = getattr(column, "inferred_type", getattr(column, "dtype", None))
+        if kind in ("string", nw.String) and name not in itertools.chain(*roles):
+            cells = [*map(str, column)]
+            if any(map(is_date, cells[:1])):
+                line = functools.partial("{}: {}, row {}".format, where, name or "index")
+                read_dates(cells, line, None)
+                dates = load_pandas(where).DatetimeIndex(cells, name=name)
+                if column is index:
+                    return table.set_axis(dates)
+                space = nw.get_native_namespace(frame)
+                dates = nw.new_series(name, dates, native_namespace=space)
+                return nw.to_native(frame.with_columns(dates))
+    return table
 
 
 def check_rising(dates: Dates, line: Line, hint: str) -> None:

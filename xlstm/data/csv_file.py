@@ -236,6 +236,9 @@ class CsvFile:
                 f" {shown(self.dialect.date_format)}, expected a column of them; a format is such"
                 " as '%d/%m/%Y', with each directive once"
             )
+        for k, cells in enumerate(self._cells):
+            if calendars.is_date(next(filter(None, cells), "")):
+                return k, True  # in another notation, which `columns` refuses
         named = self.names[0].lower() in HEADERS
         is_label = len(self.names) > 1 and (named or not any(map(is_number, self._cells[0])))
         return (0 if is_label else None), False

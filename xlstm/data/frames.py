@@ -137,7 +137,7 @@ def table_of(
     ImportError
         The package narwhals is not installed.
     """
-    nw, frame, _, index, dated, is_moved = _frame(where, given)
+    nw, frame, _, index, dated, is_moved = framed(where, given)
     labels_of = index.name if is_moved else dated
     places_of(where, frame.columns, [name for name in only or () if name != labels_of])
     wanted = {*frame.columns} - {without} if only is None else {*only}
@@ -200,7 +200,7 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
         As for `table_of`.
     """
     where = "table_like"
-    nw, frame, is_column, old, dated, is_moved = _frame(where, given)
+    nw, frame, is_column, old, dated, is_moved = framed(where, given)
     arrays: dict[str, Any] = {name: to_numpy(column) for name, column in columns.items()}
     length = max(map(len, arrays.values()))
     if index is None and length != len(frame) and (old is not None or dated is not None):
@@ -231,7 +231,7 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
 
 def names_of(where: str, table: Any) -> list[str]:
     """Return the names of all columns of a table, without its index."""
-    return [*map(str, _frame(where, table).frame.columns)]
+    return [*map(str, framed(where, table).frame.columns)]
 
 
 def load_pandas(where: str) -> Any:
@@ -250,7 +250,7 @@ def rows_by(where: str, table: Any, column: str) -> dict[Any, Rows]:
     """Return the rows for each value of a column; raise ValueError if the column is missing or has
     gaps.
     """
-    _, frame, _, index, _, is_moved = _frame(where, table)
+    _, frame, _, index, _, is_moved = framed(where, table)
     if is_moved and index.name == column:
         return grouped(index)
     places_of(where, frame.columns, [column])
@@ -322,7 +322,7 @@ class _Frame(NamedTuple):
     is_moved: bool
 
 
-def _frame(where: str, table: Any) -> _Frame:
+def framed(where: str, table: Any) -> _Frame:
     """Return a table in the form of narwhals; raise TypeError if it is not a table."""
     try:
         import narwhals.stable.v1 as nw
@@ -357,20 +357,15 @@ def _frame(where: str, table: Any) -> _Frame:
     is_numbers = getattr(getattr(index, "dtype", None), "kind", "O") in "iu"
     if type(index).__name__ == "RangeIndex" or (dated and is_numbers):
         index = None
-    if dated and index is None and hasattr(native, "set_index"):
-        native = native.set_index(dated[0])
-        index = _with_zone(where, native.index)
-        return _Frame(nw, nw.from_native(native), is_column, index, None, True)
-    index = _with_zone(where, index)
-    return _Frame(nw, frame, is_column, index, dated[0] if dated else None, False)
-
-
-def _with_zone(where: str, index: Any) -> Any:
-    """Return labels of pandas, with dates of PyArrow as pandas dates, which have a time zone."""
+    is_moved = bool(dated) and index is None and hasattr(native, "set_index")
+    if is_moved:
+        native = native.set_index(dated.pop())
+        frame = nw.from_native(native)
+        index = native.index
     is_date = getattr(getattr(index, "dtype", None), "kind", "") == "M"
-    return (
-        load_pandas(where).DatetimeIndex(index) if is_date and not hasattr(index, "tz") else index
-    )
+    if is_date and not hasattr(index, "tz"):  # dates of PyArrow
+        index = load_pandas(where).DatetimeIndex(index)
+    return _Frame(nw, frame, is_column, index, next(iter(dated), None), is_moved)
 
 
 def _cells(

@@ -165,6 +165,7 @@ class Panel:
             return values
         if not frames.is_table(values):
             return cls.from_arrays(where, values, beside)
+        values = calendars.with_dates(where, values, roles)
         is_column = not (any(roles[1:]) or frames.has_columns(values))
         for name, other in beside._asdict().items():
             is_later = name == "future" and roles.future and frames.is_table(other)
@@ -549,6 +550,7 @@ def _line_of(file: CsvFile | ParquetFile, rows: frames.Rows) -> Line:
 
 def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:
     """Return the columns of each series, by its name."""
+    table = calendars.with_dates(where, table, roles)
     columns = frames.table_of(where, table, only, roles.id_name, roles.texts)
     if not roles.id_name:
         return {"": columns}

@@ -108,9 +108,9 @@ def read_csv(
     """Read one column of a CSV or Parquet file as a series.
 
     A CSV file has a header, and commas, semicolons, tabs or bars separate its cells. Dates are in
-    ISO 8601 or in the format `date_format`; dates with a time zone are converted to UTC. If the
-    dates skip steps, the missing rows become gaps. Weekends are no gaps if no row falls on a
-    weekend. An empty cell is a gap. Gaps at both ends are dropped.
+    ISO 8601 or in the format `date_format`, and others are refused; dates with a time zone are
+    converted to UTC. If the dates skip steps, the missing rows become gaps. Weekends are no gaps if
+    no row falls on a weekend. An empty cell is a gap. Gaps at both ends are dropped.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ from xlstm.training.steps import graph_choice
 
 CANDIDATES = ("linear", "smoothing", "theta", "network")  # methods of a forecaster
 AnyPath = str | os.PathLike[str]
-# the results of `for_export`: metadata, inputs by name, and a formula
+# the results of `_for_export`: metadata, inputs by name, and a formula
 Export = tuple[dict[str, str], dict[str, Any], Callable[..., Any] | None]
 
 
@@ -240,16 +240,6 @@ class Estimator:
             ),
         )
 
-    def checked(self) -> dict[str, Any]:
-        """Return the parameters as plain values; raise ValueError or TypeError if one is out of
-        range.
-        """
-        where = type(self).__name__
-        return {
-            name: CHECKS[name](where, name, value) if name in CHECKS else value
-            for name, value in self.get_params().items()
-        }
-
     def _become(self, stop: BaseException | None = None, **results: Any) -> Self:
         """Store the results of a fit, then raise `stop`, the signal that ended the fit, if there is
         one.
@@ -263,6 +253,17 @@ class Estimator:
         if stop is not None:
             raise stop
         return self
+
+
+def checked(estimator: Estimator) -> dict[str, Any]:
+    """Return the parameters as plain values; raise ValueError or TypeError if one is out of
+    range.
+    """
+    where = type(estimator).__name__
+    return {
+        name: CHECKS[name](where, name, value) if name in CHECKS else value
+        for name, value in estimator.get_params().items()
+    }
 
 
 class FiledEstimator(Estimator):
@@ -330,7 +331,7 @@ class FiledEstimator(Estimator):
             estimator = reading.construct("settings", cls, tree.get("settings"))
             for name in tree["settings"].keys() & set(RUN):
                 raise ValueError(f"settings: {name} is unknown, no file keeps it")
-            estimator.set_params(**estimator.checked())
+            estimator.set_params(**checked(estimator))
             estimator.backend = backend
             fitted = subtree(tree, "fitted")
             estimator._become(
@@ -343,7 +344,7 @@ class FiledEstimator(Estimator):
             estimator.data_ = checks.optional(checks.text)("file", "data", tree.get("data"))
         return estimator
 
-    def for_export(self, lengths: bool) -> Export:
+    def _for_export(self, lengths: bool) -> Export:
         """Return the metadata, inputs and formula that an exported file (ONNX or C) has beside the
         network.
 
@@ -367,7 +368,7 @@ class FiledEstimator(Estimator):
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters for a file, and those in `RUN`, which `save` leaves out."""
-        return self.checked()
+        return checked(self)
 
     def _fitted(self) -> dict[str, Any]:
         """Return the arrays for a file, as a tree."""
@@ -394,16 +395,15 @@ class SeriesEstimator(Estimator):
     future: str | Sequence[str] | None = None
     series_id: str | None = None
 
-    def roles(self) -> Roles:
-        """Return the columns of tables by role; raise if they are not valid."""
-        static = getattr(self, "static", None)
-        return Roles(self.targets, self.past, self.future, static, self.series_id).checked(
-            type(self).__name__
-        )
-
     def _names(self) -> list[str]:
         """Return the names of the targets, if `fit` was given a table, else an empty list."""
         return list(vars(self).get("feature_names_in_", ()))
+
+
+def roles_of(forecaster: SeriesEstimator) -> Roles:
+    """Return the columns of tables by role; raise if they are not valid."""
+    columns = (getattr(forecaster, name, None) for name in Roles._fields)
+    return Roles(*columns).checked(type(forecaster).__name__)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -157,8 +157,9 @@ def compare(
         Rising dates of the rows of an array, for the forecasters of this library.
     season : int, tuple of two int, or "auto"
         Steps of the season, for built-in models and for the mean absolute scaled error; 0 for none.
-        If you give two seasons, the shorter one counts. With "auto", the season is found in the
-        first 80 %. ETS and ARIMA are fitted without a season if it has more than 24 steps.
+        If you give two seasons, "linear" takes both, and for all else the shorter one counts. With
+        "auto", the season is found in the first 80 %. ETS and ARIMA are fitted without a season if
+        it has more than 24 steps.
 
     Returns
     -------
@@ -183,7 +184,7 @@ def compare(
     (['LSTM', 'line'], (30, 6))
     """
     horizon = checks.size("compare", "horizon", horizon)
-    season = CHECKS["season"]("compare", "season", season)
+    given = CHECKS["season"]("compare", "season", season)
     target = _one_series(series, dates)
     N = len(target.values)
     cut = split(N).test.start
@@ -193,7 +194,7 @@ def compare(
             f" horizon={horizon}; take a shorter horizon"
         )
     at = np.unique(np.linspace(cut, N - horizon, ORIGINS).round().astype(int))
-    season = min(fitting.seasons_of([target], [cut], season), default=1)
+    season = min(fitting.seasons_of([target], [cut], given), default=1)
     truth = baselines.targets(target, at, horizon, N)[..., 0]
     if np.all(np.isnan(truth)):
         raise ValueError(
@@ -209,7 +210,7 @@ def compare(
         }
     if not models:
         raise ValueError("compare: models is empty, expected one or more")
-    new = {str(name): _model(name, model, horizon, season) for name, model in models.items()}
+    new = {str(name): _model(name, model, horizon, season, given) for name, model in models.items()}
     scores = {}
     for name, model in new.items():
         forecast = _of_estimator if isinstance(model, SeriesEstimator) else _of_model
@@ -235,8 +236,11 @@ def _one_series(series: Any, dates: Any) -> TimeSeries:
     return read[0]
 
 
-def _model(name: str, model: Any, horizon: int, season: int) -> Any:
-    """Return a model that is not fitted yet; raise if `model` is none."""
+def _model(name: str, model: Any, horizon: int, season: int, given: Any) -> Any:
+    """Return a model that is not fitted yet; raise if `model` is none.
+
+    The linear autoregression takes the seasons as `given`, other models one season.
+    """
     if isinstance(model, SeriesEstimator):
         return type(model)(**model.get_params() | {"horizon": horizon})
     if isinstance(model, str) and model in STATISTICAL:
@@ -250,7 +254,7 @@ def _model(name: str, model: Any, horizon: int, season: int) -> Any:
         fits = season <= LONGEST_SEASON.get(model, season)
         return getattr(models, STATISTICAL[model])(season_length=season if fits else 1)
     if isinstance(model, str) and model == LINEAR:
-        return Forecaster(horizon=horizon, backend="numpy", candidates=[LINEAR])
+        return Forecaster(horizon=horizon, backend="numpy", candidates=[LINEAR], season=given)
     if hasattr(model, "fit") and hasattr(model, "forward"):
         return copy.deepcopy(model)
     raise ValueError(

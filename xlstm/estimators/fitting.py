@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from xlstm.estimators.predictor import Examples, Predictor, Settings
 from xlstm.estimators.rolling_origins import FOLDS, RollingOrigins
 from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import SeriesScaling, check_reach, names_of
+from xlstm.estimators.smoothing import ROWS
 from xlstm.training import Interrupted, Terminated, Trained
 from xlstm.training.agreement import of_first
 
@@ -112,10 +114,16 @@ def prepared(
     number, scaling, periods, combination = of_first(
         group, _best, variants, ids, settings, backend.dtype
     )
+    fixed = not isinstance(settings.season, str)
+    if fixed and combination.seasons != periods:
+        raise ValueError(
+            f"Forecaster: season is {settings.season}, and no candidate uses it; expected 'auto', or"
+            f" linear, smoothing or theta (the last two up to {ROWS} steps) among the candidates"
+        )
     several = variants[number]
     parts = [parts_of(len(series.values), settings) for series in several]
     ends = [part["test"].start for part in parts]
-    rolling = RollingOrigins(several, scaling, ends, settings.horizon, periods)
+    rolling = RollingOrigins(several, scaling, ends, settings.horizon, periods, fixed)
     model = predictor.network(settings, scaling)
     fitted = alone(Predictor(settings, backend, scaling, combination, None, None, model, {}))
     return Prepared(several, parts, rolling, fitted)
@@ -151,7 +159,22 @@ def _variant(
                 raise ValueError(f"Forecaster: the {kind} part of {name} has no values to predict")
     ends = [part["test"].start for part in parts]
     periods = seasons_of(several, ends, s.season)
-    rolling = RollingOrigins(several, scaling, ends, s.horizon, periods)
+    fixed = not isinstance(s.season, str)
+    needed = -(-4 * max(periods, default=0) // 3)  # so that the first fold begins after the season
+    short = [pair for pair in zip(ends, names, strict=True) if fixed and pair[0] < needed]
+    if short:
+        given, name = max(short)
+        problem = (
+            f"Forecaster: season is {max(periods)}, which needs {needed} rows before the test part,"
+            f" {name} has {given}"
+        )
+        if len(short) == len(ends):
+            raise ValueError(f"{problem}; expected a shorter season, or 'auto'")
+        warnings.warn(
+            f"{problem}; smoothing and theta forecast it, and shorter ones, without it",
+            stacklevel=2,
+        )
+    rolling = RollingOrigins(several, scaling, ends, s.horizon, periods, fixed)
     return rolling, selection.combined(rolling, s)
 
 

@@ -20,7 +20,7 @@ from xlstm.data.host import Values
 from xlstm.data.panels import Panel
 from xlstm.data.series_windows import split
 from xlstm.data.time_series import CovariateArguments, Covariates, TimeSeries
-from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling, seasons, selection
+from xlstm.estimators import evaluation, fitting, predictor, sampling, seasons, selection
 from xlstm.estimators.base import (
     OF_TRAIN,
     AnyPath,
@@ -28,13 +28,15 @@ from xlstm.estimators.base import (
     FiledEstimator,
     SeriesEstimator,
     array_of,
+    checked,
     column_names,
     errors_by_name,
     names_array,
     positive,
+    roles_of,
     subtree,
 )
-from xlstm.estimators.evaluation import Forecasts, Score
+from xlstm.estimators.evaluation import Score
 from xlstm.estimators.intervals import Intervals, error_rows
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.selection import Combination
@@ -224,9 +226,9 @@ quantiles, linear_baseline, season, calendar, least, refit
         Raises
         ------
         ValueError
-            A series is too short for the window, or constant. A value is not finite, or so large or
-            so far from the others that its square overflows; a `SeriesError` names the value. A
-            parameter is out of range.
+            A series is too short for the window or for a given season, or constant. A value is not
+            finite, or so large or so far from the others that its square overflows; a `SeriesError`
+            names the value. A parameter is out of range.
         FloatingPointError
             Training diverged.
         TypeError, BackendError
@@ -238,29 +240,6 @@ quantiles, linear_baseline, season, calendar, least, refit
         PROGRESS("Forecaster", "progress", progress)
         backend, panel, variants = self._to_fit(values, covariates)
         return self._fit(variants, panel, backend, progress, group)
-
-    def examples(
-        self, values: Any, **covariates: Unpack[CovariateArguments]
-    ) -> dict[str, predictor.Examples]:
-        """Return the training windows and the validation windows, by the names "train" and
-        "validation".
-
-        Parameters
-        ----------
-        values, covariates
-            As for `fit`.
-
-        Returns
-        -------
-        dict of str to Examples
-
-        Raises
-        ------
-        ValueError, TypeError, BackendError
-            As `fit` does.
-        """
-        backend, panel, variants = self._to_fit(values, covariates)
-        return fitting.examples(fitting.prepared(variants, panel.ids, self.settings, backend))
 
     def predict(
         self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]
@@ -343,16 +322,23 @@ quantiles, linear_baseline, season, calendar, least, refit
             )
         check = checks.rising(1)
         levels = check("Forecaster", "quantiles", s.quantiles if quantiles is None else quantiles)
-        is_other = levels != s.quantiles
-        if is_other:
+        if levels != s.quantiles:
             self._check_learned("for other quantiles")
         steps = self._steps(steps)
         panel, pairs = self._read(values, covariates, steps)
+        ahead = self._quantiles(pairs, steps, levels)
+        return panel.forecast_frame(ahead, [f" {q:g}" for q in levels])
+
+    def _quantiles(
+        self, pairs: Sequence[tuple[TimeSeries, Values]], steps: int, levels: Sequence[float]
+    ) -> list[Values]:
+        """Return forecast quantiles (steps, C, Q) of each series, which comes with its units."""
+        s = self.predictor_.settings
         ahead = []
         for series, units in pairs:
             learned, width = self._next(series, units)
             forecast = learned[:steps]
-            if is_other:
+            if levels != s.quantiles:
                 others = np.array(levels)[:, None, None]
                 forecast = sampling.at_levels(forecast[None], s.quantiles, others)
                 forecast = self.predictor_.limited(np.moveaxis(forecast, 0, -1))
@@ -361,7 +347,7 @@ quantiles, linear_baseline, season, calendar, least, refit
                 later = np.quantile(paths[:, s.horizon :], levels, axis=0)
                 forecast = np.concatenate((forecast, np.moveaxis(later, 0, -1)))
             ahead.append(predictor.finite(forecast))
-        return panel.forecast_frame(ahead, [f" {q:g}" for q in levels])
+        return ahead
 
     def plot(
         self,
@@ -404,14 +390,14 @@ quantiles, linear_baseline, season, calendar, least, refit
         steps = self._steps(steps)
         last = checks.optional(checks.size)("Forecaster", "last", last)
         beside = Covariates.of("Forecaster", covariates)
-        panel = Panel.of("Forecaster", values, beside, self.roles(), self._names())
+        panel = Panel.of("Forecaster", values, beside, roles_of(self), self._names())
         first = panel.first(-(-results.AXES // self.n_targets_))
         levels = self.predictor_.settings.quantiles
-        means = np.reshape(self.predict(first, steps), (-1, steps, self.n_targets_))
-        quantiles = self.predict_quantiles(first, steps) if levels else []
+        pairs = self._read(first, {}, steps)[1]
+        means = np.stack([self._paths(*pair, steps)[0] for pair in pairs])
+        quantiles = self._quantiles(pairs, steps, levels) if levels else []
         fan = results.Fan(np.reshape(quantiles, (*means.shape, len(levels))), levels, means)
-        several = [series for series, _ in self._read(first, {}, steps)[1]]
-        return results.ends(panel, several, fan, ax, last)
+        return results.ends(panel, [series for series, _ in pairs], fan, ax, last)
 
     def sample(
         self,
@@ -467,37 +453,6 @@ quantiles, linear_baseline, season, calendar, least, refit
             paths[..., 0] if flat else paths for paths, flat in zip(drawn, panel.flat, strict=True)
         ]
         return shaped[0] if panel.alone else shaped
-
-    def windows(
-        self, values: Any, count: int = 64, **covariates: Unpack[CovariateArguments]
-    ) -> Array:
-        """Return the last windows of a series, or of the first of several series, as the network
-        sees them.
-
-        Parameters
-        ----------
-        values, covariates
-            As for `predict`.
-        count : int
-            Most windows to return; the last one ends with the series.
-
-        Returns
-        -------
-        array (window, M, D)
-            Input of `model_` with `params_`, as functions of `xlstm.plots` take it.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `predict` does.
-        """
-        s = self.predictor_.settings
-        count = checks.size("Forecaster", "count", count)
-        _, pairs = self._read(values, covariates, s.horizon)
-        series, units = pairs[0]
-        N = len(series.values)
-        origins = np.arange(max(s.window, N - count + 1), N + 1)
-        return self.predictor_.windows(series, units, origins)[0]
 
     def score(self, values: Any, y: None = None, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors on rows that the network has not seen, beside those of baselines.
@@ -596,18 +551,14 @@ quantiles, linear_baseline, season, calendar, least, refit
             ]
             fitted = type(self)(**self.get_params() | {"checkpoints": None, "resume": False})
             fitted._fit(cut, panel, backend, None)
-            several = cut[-1] if fitted.calendar_ else cut[0]
-            units = fitted.scaling_.of(several, panel.ids, fitted.window_)
-            at = np.array(ends)[:, None]
+            units = fitted.scaling_.of(cut[0], panel.ids, fitted.window_)
+            rows = zip(variants[-1 if fitted.calendar_ else 0], units, ends, strict=True)
             rounds.append(
                 [
-                    Forecasts(
-                        end,
-                        fitted._paths(before, u, s.horizon),
-                        fitted._next(before, u)[0][None],
-                        baselines.targets(series, end, s.horizon, len(series.values)),
+                    evaluation.rolling(fitted.predictor_, series, u, end, end + 1)[0]._replace(
+                        mean=fitted._paths(series.until(end), u, s.horizon)
                     )
-                    for series, end, before, u in zip(variants[0], at, several, units, strict=True)
+                    for series, u, end in rows
                 ]
             )
         forecasts = [evaluation.joined(parts) for parts in zip(*rounds, strict=True)]
@@ -615,7 +566,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         periods = fitting.seasons_of(variants[0], firsts, s.season)
         return evaluation.score(variants[0], forecasts, s.quantiles, periods, panel)
 
-    def for_export(self, lengths: bool, history: int | None = None) -> Export:
+    def _for_export(self, lengths: bool, history: int | None = None) -> Export:
         """Return the metadata, inputs and formula that `interop.onnx.to_onnx` writes around the
         network.
 
@@ -651,7 +602,7 @@ quantiles, linear_baseline, season, calendar, least, refit
             for (name, n), part in zip(rows.items(), p.scaling, strict=False)
             if part.shape[1]
         }
-        about = super().for_export(lengths)[0]
+        about = super()._for_export(lengths)[0]
         about["quantiles"] = json.dumps(list(s.quantiles))
         return about, inputs, self._exported
 
@@ -678,7 +629,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}
-        return self.checked() | fitted | self.roles().parameters()
+        return checked(self) | fitted | roles_of(self).parameters()
 
     def _fitted(self) -> dict[str, Any]:
         """Return the arrays of both predictors, only once if both are the same."""
@@ -692,7 +643,7 @@ quantiles, linear_baseline, season, calendar, least, refit
 
     def _restore(self, fitted: dict[str, Any]) -> Params:
         checks.size("settings", "window", self.window)
-        self.roles()
+        roles_of(self)
         s = self.settings
         ids = [*vars(self).get("series_names_", ())]
         sizes = {"S": len(ids) or None, "C": len(self._names()) or None}
@@ -735,7 +686,9 @@ quantiles, linear_baseline, season, calendar, least, refit
             )
         backend = backend_of(self.backend, self.dtype)
         combination = Combination.of_arrays(arrays, C, s.horizon, others)
-        intervals = Intervals(errors, levels)
+        name = "intervals.scales"  # files of version 0.1.0 lack it
+        scales = array_of({name: np.ones((2, C))} | arrays, name, {"2": 2, "C": C})
+        intervals = Intervals(errors, levels, positive(name, scales))
         params = self._weights(arrays)
         return Predictor(s, backend, scaling, combination, spread, intervals, self.model_, params)
 
@@ -780,11 +733,11 @@ quantiles, linear_baseline, season, calendar, least, refit
         The first variant is without features of the calendar. If there are dates, the second has
         them.
         """
-        self.checked()
+        checked(self)
         backend = backend_of(self.backend, self.dtype)
         precisions.named(self.precision, backend)  # raises if the backend lacks it
         beside = Covariates.of("Forecaster", covariates)
-        panel = encoded("Forecaster", Panel.of("Forecaster", values, beside, self.roles()))
+        panel = encoded("Forecaster", Panel.of("Forecaster", values, beside, roles_of(self)))
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
         variants = [
             panel.read("Forecaster", self.horizon, look, holidays=self.holidays) for look in looks
@@ -830,13 +783,12 @@ quantiles, linear_baseline, season, calendar, least, refit
             if selection.allows(s, name)
         }
         histories = zip(data.several, test.scaling.units, strict=True)
-        used = [name for name in final.combination.candidates if name in allowed]
         return self._keep(
             test,
             final,
             stop=stop,
             trained_=trained,
-            chosen_=np.array([*used, *["network"] * (judged.share > 0)], dtype=object),
+            chosen_=np.array([*allowed, *["network"] * (judged.share > 0)], dtype=object),
             candidate_errors_=judged.errors | allowed,
             ranks_=judged.ranks,
             season_=seasons.parameter(final.combination.seasons),
@@ -860,7 +812,7 @@ quantiles, linear_baseline, season, calendar, least, refit
         s = self.test_predictor_.settings
         scaling = self.scaling_
         beside = Covariates.of("Forecaster", covariates)
-        panel = Panel.of("Forecaster", values, beside, self.roles(), self._names())
+        panel = Panel.of("Forecaster", values, beside, roles_of(self), self._names())
         panel = encoded("Forecaster", panel, self.categories_)
         rows_of = functools.partial(
             panel.read, "Forecaster", max(steps, s.horizon), self.calendar_, holidays=self.holidays
@@ -961,6 +913,64 @@ def _follows(before: TimeSeries, later: TimeSeries) -> bool:
         return bool(before.calendar.following(1)[0] == later.calendar.dates[0])
     n = min(len(later.values), split(len(before.values)).train.stop)
     return not np.array_equal(before.values[:n], later.values[:n], equal_nan=True)
+
+
+def examples(
+    forecaster: Forecaster, values: Any, **covariates: Unpack[CovariateArguments]
+) -> dict[str, predictor.Examples]:
+    """Return the training windows and the validation windows of a forecaster, by the names "train"
+    and "validation".
+
+    Parameters
+    ----------
+    forecaster : Forecaster
+    values, covariates
+        As for `Forecaster.fit`.
+
+    Returns
+    -------
+    dict of str to Examples
+
+    Raises
+    ------
+    ValueError, TypeError, BackendError
+        As `Forecaster.fit` does.
+    """
+    backend, panel, variants = forecaster._to_fit(values, covariates)
+    return fitting.examples(fitting.prepared(variants, panel.ids, forecaster.settings, backend))
+
+
+def windows(
+    forecaster: Forecaster, values: Any, count: int = 64, **covariates: Unpack[CovariateArguments]
+) -> Array:
+    """Return the last windows of a series, or of the first of several series, as the network of a
+    forecaster sees them.
+
+    Parameters
+    ----------
+    forecaster : Forecaster
+    values, covariates
+        As for `Forecaster.predict`.
+    count : int
+        Most windows to return; the last one ends with the series.
+
+    Returns
+    -------
+    array (window, M, D)
+        Input of `model_` with `params_`, as functions of `xlstm.plots` take it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `Forecaster.predict` does.
+    """
+    s = forecaster.predictor_.settings
+    count = checks.size("Forecaster", "count", count)
+    _, pairs = forecaster._read(values, covariates, s.horizon)
+    series, units = pairs[0]
+    N = len(series.values)
+    origins = np.arange(max(s.window, N - count + 1), N + 1)
+    return forecaster.predictor_.windows(series, units, origins)[0]
 
 
 def _arrays_of(fitted: Predictor) -> dict[str, Any]:

@@ -4,14 +4,14 @@ This is split conformal prediction (Vovk et al. 2005) with errors from rolling o
 candidates behind each error were fitted to earlier rows only, since errors on rows that a model is
 fitted to are too small. Each error is divided by the size of the errors that were known at its
 time. So intervals follow a series whose errors grow or shrink (Xu & Xie 2021; Barber et al. 2023
-weigh errors instead).
+weigh errors instead), and each series of a panel has intervals of its own width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from xlstm.estimators.baselines import mean
 
 NORMAL = np.vectorize(NormalDist().inv_cdf, otypes=[np.float64])
 LARGEST = 4.0  # root mean square errors at which an error is cut
+LEAST = 0.01  # least root mean square error of a series, as a share of that of all series
 PRIOR = 4.0  # weight of a normal distribution, in independent errors
 HALF_LIFE = 8  # rows after which the weight of an error is half as large; at least a horizon
 HALF_LIVES = 5  # how far back errors count; older ones would have a weight of 3 %
@@ -35,10 +36,14 @@ class Intervals(NamedTuple):
         Root mean square errors, in the units of the series.
     levels : array (C, Q)
         Quantiles of errors, in units of `spread` and of `width`; all steps share one distribution.
+    scales : array (2, C)
+        The smallest and the largest mean square error of a fitted series, in units of `spread`: 1
+        and 1 if there was one series.
     """
 
     spread: Values
     levels: Values
+    scales: Any = (1.0, 1.0)
 
     @classmethod
     def of(cls, errors: Sequence[Values], quantiles: Sequence[float]) -> Intervals:
@@ -55,7 +60,10 @@ class Intervals(NamedTuple):
         """
         squares = mean(np.concatenate(errors) ** 2)
         squares = np.where(np.isnan(squares), np.nanmax(squares, axis=0), squares)
-        intervals = cls(np.sqrt(np.maximum(squares, 1e-300)), np.empty(0))
+        squares = np.maximum(squares, 1e-300)
+        own = np.stack([mean(mean(each**2) / squares) for each in errors])
+        scales = np.maximum(np.nanquantile(own, (0, 1), axis=0), LEAST**2)
+        intervals = cls(np.sqrt(squares), np.empty(0), scales)
         z = NORMAL(quantiles)
         levels = []
         every = np.concatenate(intervals.standardized(errors))
@@ -78,12 +86,17 @@ class Intervals(NamedTuple):
         """Return the root mean square (M, C) of the latest errors that are known at each of
         successive forecasts, in units of `spread`.
 
-        The errors (M, H, C) are in the units of the series.
+        The errors (M, H, C) of a series are in its units. Each average begins with the mean square
+        of the same errors, within `scales`. If few errors are known, it is drawn to 1, the mean
+        square of all series, as a geometric mean with the weights of the average.
         """
-        scaled = np.clip(errors / self.spread, -LARGEST, LARGEST)
-        latest = errors_of_rows(np.matrix_transpose(scaled**2))
-        squares = averages(latest, np.ones(1), len(self.spread))
-        return np.maximum(np.sqrt(squares), 1 / LARGEST)
+        low, high = self.scales
+        squares = np.minimum((errors / self.spread) ** 2, LARGEST**2 * high)
+        latest = errors_of_rows(np.matrix_transpose(squares))
+        known, one = (averages(latest, first, len(self.spread)) for first in (0.0, 1.0))
+        share = 1 - (one - known)  # of the known errors in the average
+        own = np.clip((known / np.maximum(share, 1e-9)) ** share, low, high)
+        return np.sqrt(np.maximum(known + (1 - share) * own, own / LARGEST**2))
 
     def around(self, forecast: Array, width: Array) -> Array:
         """Return quantiles (M, H, C, Q) around a forecast (M, H, C), for a width (M, C).
@@ -99,14 +112,14 @@ def error_rows(horizon: int) -> int:
     return HALF_LIVES * max(HALF_LIFE, horizon)
 
 
-def averages(latest: Values, first: Values, horizon: int) -> Values:
+def averages(latest: Values, first: float, horizon: int) -> Values:
     """Return for each row the moving average (R, ...) of the errors of the latest rows, starting
     from a first error.
 
     Each average starts `error_rows` rows before its own row, so that it does not depend on older
     rows.
     """
-    levels = np.array(np.broadcast_to(first, latest.shape))
+    levels = np.full_like(latest, first)
     weight = 1 - 0.5 ** (1 / max(HALF_LIFE, horizon))
     for age in reversed(range(min(error_rows(horizon), len(latest)))):
         errors = latest[: len(latest) - age]

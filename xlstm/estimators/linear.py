@@ -266,8 +266,7 @@ def candidate(rolling: RollingOrigins, settings: Any) -> Validated[LinearBaselin
     ridges = COVARIATE_RIDGES if has_covariates else (CONSTANT_RIDGE,)
     penalties = [*itertools.product(RIDGES, ridges)]
     tried = []
-    options = [rolling.periods[:k] for k in range(len(rolling.periods) + 1)]
-    for order, seasons in itertools.product(_orders(rolling, settings), options):
+    for order, seasons in itertools.product(_orders(rolling, settings), rolling.choices):
         by_fold = [fit(rolling, rolling.cuts[k], order, seasons, penalties) for k in range(FOLDS)]
         ahead = [
             forecasts(by_fold[k], series, rolling.scaling, units, origins)

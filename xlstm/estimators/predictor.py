@@ -76,8 +76,10 @@ class Settings:
         errors from rolling origins decide.
     season : int, tuple of two int, or "auto"
         Steps of a season, or of two seasons such as 24 and 168, at most 100,000; 0 for none. All
-        candidates but the network use them. With "auto", `fit` looks for seasons in the series. The
-        seasonal naive forecast repeats the shorter one.
+        candidates but the network use them, exponential smoothing and the Theta method up to 2,000
+        steps. A season of m steps needs 4/3 m rows before the test part. With "auto", `fit` looks
+        for seasons in the series, and each candidate takes none, one or two. The seasonal naive
+        forecast repeats the shorter one.
     calendar : bool or "auto"
         Use the time of the year, the week and the day as covariates, if there are dates. With
         "auto", the errors of the candidates from rolling origins decide.

@@ -42,7 +42,8 @@ class Validated(NamedTuple, Generic[Candidate]):
 class RollingOrigins:
     """Series up to the rows `stops`, and the origins from which candidates forecast for validation.
 
-    Origins are successive rows in the second half of each series.
+    Origins are successive rows in the second half of each series. If `fixed`, candidates have all
+    `seasons`; otherwise they choose among those that the series are long enough for.
     """
 
     several: Sequence[TimeSeries]
@@ -50,6 +51,7 @@ class RollingOrigins:
     stops: Sequence[int]
     horizon: int
     seasons: tuple[int, ...] = ()
+    fixed: bool = False
     most: int = ORIGINS
 
     @cached_property
@@ -65,9 +67,15 @@ class RollingOrigins:
         return [(stops - counts + counts * k // FOLDS).tolist() for k in range(FOLDS + 1)]
 
     @property
-    def periods(self) -> tuple[int, ...]:
-        """The seasons that the longest series has seen at least once before the first fold."""
-        return tuple(m for m in self.seasons if m <= max(self.cuts[0]))
+    def choices(self) -> list[tuple[int, ...]]:
+        """The seasons to try: none, the shorter one, or both.
+
+        The longest series has seen each of them at least once before the first fold.
+        """
+        if self.fixed:
+            return [self.seasons]
+        periods = [m for m in self.seasons if m <= max(self.cuts[0])]
+        return [tuple(periods[:k]) for k in range(len(periods) + 1)]
 
     def fold(self, k: int) -> Iterator[tuple[TimeSeries, Values, Origins, int]]:
         """Return each series with its units, its origins in fold k, and its row of `stops`."""

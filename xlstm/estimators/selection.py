@@ -181,11 +181,11 @@ def combined(rolling: RollingOrigins, settings: Any) -> Combination:
     if not known_ahead or not isinstance(settings.candidates, str):
         results = smoothing.candidates(rolling).items()
         tried |= {name: result for name, result in results if allows(settings, name)}
-    if not tried and (settings.linear_baseline == 0 or not allows(settings, "linear")):
+    if allows(settings, "linear") and settings.linear_baseline != 0:
+        tried["linear"] = linear.candidate(rolling, settings)
+    if not tried:
         line = linear.repeating(rolling.scaling, rolling.horizon)
         tried["linear"] = Validated(line, 1.0, [line] * FOLDS)
-    elif allows(settings, "linear") and settings.linear_baseline != 0:
-        tried["linear"] = linear.candidate(rolling, settings)
     averaged = {name: each._replace(error=max(each.error, 1e-12)) for name, each in tried.items()}
     return Combination(averaged, max(POWER, SHARPER * rolling.horizons))
 

@@ -28,6 +28,7 @@ from xlstm.estimators.base import (
     Export,
     NetworkEstimator,
     bytes_of,
+    checked,
     column_names,
     learn,
     names_array,
@@ -129,7 +130,7 @@ class SequenceEstimator(NetworkEstimator):
             so far.
         """
         where = type(self).__name__
-        self.checked()
+        checked(self)
         again = self.warm_start and self.__sklearn_is_fitted__()
         data = self._sequences(X, again)
         lengths = [len(row) for row in data.rows]
@@ -146,7 +147,7 @@ class SequenceEstimator(NetworkEstimator):
         rows = self._scaled(data.rows, scaling, vocabulary, warn=again)
         outputs = len(results[self._each_output])
         width = rows[0].shape[1] if vocabulary is None else 1 + len(vocabulary)
-        model = self.network(width, outputs, last=kind != "step")
+        model = self._network(width, outputs, last=kind != "step")
         backend = self.backend
         if backend is None and inputs.is_foreign(X):
             backend = backend_like(from_foreign("fit", X))
@@ -247,7 +248,7 @@ class SequenceEstimator(NetworkEstimator):
                 )
         return rows
 
-    def for_export(self, lengths: bool) -> Export:
+    def _for_export(self, lengths: bool) -> Export:
         N = self.n_features_in_
         if self.averages_ is not None:
             raise ValueError(
@@ -268,7 +269,7 @@ class SequenceEstimator(NetworkEstimator):
             about[of_symbols.VOCABULARY] = json.dumps([*self.vocabulary_])
         if lengths:
             inputs["lengths"] = ("batch",), np.int32
-        return super().for_export(lengths)[0] | about, inputs, self._exported
+        return super()._for_export(lengths)[0] | about, inputs, self._exported
 
     def _exported(
         self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any
@@ -438,12 +439,12 @@ class SequenceEstimator(NetworkEstimator):
         if of_symbols.TOKENIZER in fitted:
             self.symbols = of_symbols.tokenizer_of(bytes_of(fitted, of_symbols.TOKENIZER))
         self.symbols_ = self.symbols
-        self.model_ = self.network(
+        self.model_ = self._network(
             width, len(getattr(self, self._each_output)), last=self.target_kind_ != "step"
         )
         return self._weights(fitted)
 
-    def network(self, width: int, outputs: int, last: bool) -> Any:
+    def _network(self, width: int, outputs: int, last: bool) -> Any:
         """Return a model with `outputs` numbers at the last step, or at each step if `last` is
         False.
 

@@ -272,15 +272,14 @@ def candidates(rolling: RollingOrigins) -> dict[str, Validated[Smoothing]]:
 
 
 def layers(rolling: RollingOrigins) -> Iterator[ExponentialSmoothing]:
-    """Yield the layers to try."""
+    """Yield the layers to try. No season is longer than the ROWS that are smoothed."""
     H = rolling.horizon
-    yield ExponentialSmoothing(H)
     before = zip(rolling.several, rolling.stops, strict=True)
     values = [series.known[:stop] for series, stop in before]
     positive = all(np.min(part) > LEAST_SHARE * np.median(part) for part in values)
-    for k in range(len(rolling.periods)):
-        periods = rolling.periods[: k + 1]
-        for multiplicative in (False, True)[: 1 + positive]:
+    choices = (periods for periods in rolling.choices if max(periods, default=0) <= ROWS)
+    for periods in choices:
+        for multiplicative in (False, True)[: 1 + (positive and len(periods) > 0)]:
             yield ExponentialSmoothing(H, periods=periods, multiplicative=multiplicative)
 
 

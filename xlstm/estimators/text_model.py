@@ -18,7 +18,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import text
 from xlstm.data.batches import Streams
 from xlstm.data.host import Host
-from xlstm.estimators.base import AnyPath, Export, NetworkEstimator, bytes_of, learn
+from xlstm.estimators.base import AnyPath, Export, NetworkEstimator, bytes_of, checked, learn
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import layer_of
 from xlstm.training import evaluate
@@ -163,7 +163,7 @@ class TextModel(NetworkEstimator):
         Interrupted, Terminated
             A signal ended training after a step. The model is then fitted with the weights so far.
         """
-        self.checked()
+        checked(self)
         whole = _text(X)
         again = self.warm_start and self.__sklearn_is_fitted__()
         kind, codec = (self.codec_kind_, self.codec_) if again else self._codec(whole)
@@ -318,8 +318,8 @@ class TextModel(NetworkEstimator):
         """
         return prompt + "".join(self.stream(prompt, max_tokens, **options))
 
-    def for_export(self, lengths: bool) -> Export:
-        about, inputs, formula = super().for_export(lengths)
+    def _for_export(self, lengths: bool) -> Export:
+        about, inputs, formula = super()._for_export(lengths)
         return about | {"vocabulary": self.codec_.content.decode()}, inputs, formula
 
     def _fitted(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from xlstm.estimators.base import (
     Export,
     SeriesEstimator,
     names_array,
+    roles_of,
 )
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.series_scaling import check_changes, names_of
@@ -281,7 +282,7 @@ class ZeroShotForecaster(SeriesEstimator):
             values, covariates, lambda rows, horizon: rows - horizon * np.arange(folds, 0, -1)
         )
 
-    def for_export(self, lengths: bool) -> Export:
+    def _for_export(self, lengths: bool) -> Export:
         """Return the metadata, inputs and formula that `interop.onnx.to_onnx` writes beside the
         network, whose input is tokens of scaled patches.
         """
@@ -345,7 +346,7 @@ class ZeroShotForecaster(SeriesEstimator):
         beside = Covariates.of(FORECASTER, covariates)
         fitted = self._names() if fitted is None else fitted
         panel, several = items.read_table(
-            FORECASTER, network.model, values, beside, self.roles(), steps, fitted
+            FORECASTER, network.model, values, beside, roles_of(self), steps, fitted
         )
         for series, name in zip(several, names_of(panel.ids, len(several)), strict=True):
             check_changes(FORECASTER, series.known, name)

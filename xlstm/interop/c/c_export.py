@@ -140,7 +140,7 @@ def to_c(
     metadata: dict[str, str] = {}
     signature: dict[str, Any] = {}
     formula: Formula | None = None
-    if hasattr(layer, "for_export") and not isinstance(layer, type):
+    if hasattr(layer, "_for_export") and not isinstance(layer, type):
         if params is not None:
             raise ValueError("to_c: params are for layers and models, an estimator has its own")
         if layer.KIND not in KINDS:
@@ -151,7 +151,7 @@ def to_c(
         if np.ndim(getattr(layer, "mean_", ())) == len("TD"):  # the mean of each step of a table
             layer = copy.copy(layer)
             layer.mean_, layer.std_ = program.of_step(mean=layer.mean_, std=layer.std_)
-        metadata, signature, formula = layer.for_export(False)
+        metadata, signature, formula = layer._for_export(False)
         params = layer.params_
         layer = layer.model_
     network: Any = LAYER("to_c", "layer", layer)

@@ -182,7 +182,7 @@ def to_onnx(
     metadata = {}
     signature = {}
     formula = None
-    if hasattr(layer, "for_export"):
+    if hasattr(layer, "_for_export"):
         if params is not None or step:
             raise ValueError(
                 "to_onnx: params and step are for layers and models, not for an estimator, expected"
@@ -190,7 +190,7 @@ def to_onnx(
                 " its network alone"
             )
         options = {} if history is None else {"history": history}
-        metadata, signature, formula = layer.for_export(lengths, **options)
+        metadata, signature, formula = layer._for_export(lengths, **options)
         params = layer.params_
         layer = layer.model_
     weights: Params = {} if params is None else params
