@@ -54,12 +54,12 @@ from xlstm.arrays.backend import Backend, available_backends, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.cells.cell import Cell
 from xlstm.cells.linear_scan import LinearCell
+from xlstm.core.version import __version__
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import Linear
 from xlstm.layers.recurrent import GRU, LSTM, RNN, minGRU, minLSTM, register_cell, sLSTM
 from xlstm.testing import gradcheck
 
-__version__ = "0.1.0"
 __all__ = [
     "GRU",
     "LSTM",

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-import xlstm
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.checks import few, instance, shown
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array
+from xlstm.core.version import __version__
 from xlstm.data import reading, writing
 from xlstm.data.tensors import Tensors
 
@@ -72,7 +72,7 @@ def save(
     for name, array in params.items():
         host = to_numpy(array)
         arrays[name] = np.asarray(host, host.dtype.newbyteorder("<"), order="C")
-    about = VERSION, kind, config, digest(kind, config, arrays), xlstm.__version__
+    about = VERSION, kind, config, digest(kind, config, arrays), __version__
     entry = json.dumps(dict(zip(ENTRIES, about, strict=True)))
     writing.write(path, to_bytes(arrays, metadata={KEY: entry}))
 
@@ -170,10 +170,10 @@ def _advice(about: dict[str, Any]) -> str:
     text.
     """
     writer = about.get(KEY, "of an earlier version")
-    if writer == xlstm.__version__:
+    if writer == __version__:
         return ""
     return (
-        f"; xlstm {writer} wrote the file, and this is xlstm {xlstm.__version__}: fit or train"
+        f"; xlstm {writer} wrote the file, and this is xlstm {__version__}: fit or train"
         " again, or install that version to load it"
     )
 

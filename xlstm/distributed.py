@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from xlstm import __version__
 from xlstm.arrays.groups import Group, OtherRankError
 from xlstm.arrays.ranks import mpi
+from xlstm.core.version import __version__
 from xlstm.data.shards import Shard
 
 __all__ = ["Group", "OtherRankError", "Shard", "group"]

@@ -29,6 +29,7 @@ MODULES = {
     "jvp.cells": "xlstm.engines.compiled_cell",  # CompiledCell
     "jvp.tangents": "xlstm.arrays.tangents",  # jvp
     "ranks.steps": "xlstm.training.parallel",  # all_reduce
+    "tables": "xlstm.data.frames",  # has_columns, has_text, is_on_gpu, is_table, table_of
 }
 
 

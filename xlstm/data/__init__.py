@@ -1,12 +1,11 @@
 """Data for training: files and tables, series, and batches on the host."""
 
+import importlib
+from typing import Any
+
 from xlstm.data.batches import Batch, Prefetch, Sequences, Streams, Windows
-from xlstm.data.file_shards import FileShards
-from xlstm.data.frames import Columns, is_table, table_like, table_of
-from xlstm.data.series import synthetic
 from xlstm.data.series_windows import SeriesWindows, Split, carry_forward, split
 from xlstm.data.shards import Shard
-from xlstm.data.table import read_table
 
 __all__ = [
     "Batch",
@@ -27,3 +26,21 @@ __all__ = [
     "table_like",
     "table_of",
 ]
+
+# Files and tables, which are imported on first use.
+_NAMES = {
+    "Columns": "frames",
+    "FileShards": "file_shards",
+    "is_table": "frames",
+    "read_table": "table",
+    "synthetic": "series",
+    "table_like": "frames",
+    "table_of": "frames",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name on first use."""
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"xlstm.data.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'xlstm.data' has no attribute {name!r}")

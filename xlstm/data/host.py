@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, compiled
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import is_foreign
-from xlstm.data import frames
 
 Host = np.ndarray[Any, Any]
 Values = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -47,8 +46,10 @@ def weights(where: str, name: str, value: Any) -> Host:
 def _array(where: str, name: str, value: Any, expected: str) -> Host:
     if isinstance(value, np.ndarray):
         return value
+    frames = compiled.module("tables")
     if frames.has_columns(value):
-        return frames.table_of(f"{where}: {name}", value).values
+        values: Host = frames.table_of(f"{where}: {name}", value).values
+        return values
     if frames.is_table(value):  # a single column, which has its own dtype
         return to_numpy(value) if frames.is_on_gpu(value) else np.asarray(value)
     if isinstance(value, list | tuple | range):
@@ -102,7 +103,7 @@ def floats(where: str, name: str, value: Any, expected: str) -> Values:
     """
     array = checks.host(where, name, value, expected)
     try:
-        if frames.has_text(array):
+        if compiled.module("tables").has_text(array):
             value = array.tolist()
         elif array.dtype.kind in "fiubO":
             return array.astype(np.float64)

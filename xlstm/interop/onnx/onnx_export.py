@@ -31,7 +31,6 @@ from xlstm.layers.module import Forward, Module
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.layers.sequence import Leaf, SequenceLayer, State, complete, nested
 from xlstm.models.sequence import SequenceModel
-from xlstm.models.tirex import TiRex, TiRex2
 from xlstm.recurrence.packing import Packing, Span
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
@@ -201,7 +200,8 @@ def to_onnx(
             f"to_onnx: path is None, expected a path, as a model without files holds at most"
             f" {onnx_files.INSIDE} bytes of weights, not {size}"
         )
-    any_time = isinstance(layer, SequenceLayer) and not isinstance(layer, TiRex | TiRex2)
+    fixed = getattr(layer, "context_tokens", None)  # steps of a TiRex
+    any_time = isinstance(layer, SequenceLayer) and fixed is None
     if (step or lengths) and formula is None and not any_time:
         raise ValueError(
             "to_onnx: step and lengths are for layers of any number of steps, expected neither for"
@@ -212,8 +212,8 @@ def to_onnx(
         p = {name: arrays.constant(to_numpy(a), np.float32) for name, a in weights.items()}
         if formula is not None:
             inputs, outputs = _estimator(layer, p, signature, formula)
-        elif isinstance(layer, TiRex | TiRex2):
-            inputs, outputs = _tirex(layer, p)
+        elif fixed is not None:
+            inputs, outputs = _tirex(layer, p, fixed)
         else:
             inputs, outputs = _model(layer, p, state, lengths, step)
     model, constants = graph.model(inputs, outputs, type(layer).__name__)
@@ -241,9 +241,8 @@ def _estimator(
     return inputs, formula(arrays, run, *inputs)
 
 
-def _tirex(model: TiRex | TiRex2, p: Params) -> Written:
-    """Write the network of a TiRex, with the batch first."""
-    T = (model.context + getattr(model, "horizon", 0)) // model.patch_size
+def _tirex(model: Any, p: Params, T: int) -> Written:
+    """Write the network of a TiRex over T tokens, with the batch first."""
     x = Array("tokens", (BATCH, T, model.input_size), np.float32)
     _write_sizes([x])
     state = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)

@@ -37,6 +37,7 @@ class PatchNetwork(Backbone):
 
     if TYPE_CHECKING:
         patch_size: int
+        context: int
         quantiles: Sequence[float]
         input_ff_size: int
         ffn_proj_factor: float
@@ -78,6 +79,12 @@ class PatchNetwork(Backbone):
     def output_size(self) -> int:
         """Number Q P of the quantiles of a patch."""
         return len(self.quantiles) * self.patch_size
+
+    @property
+    def context_tokens(self) -> int:
+        """Number of tokens of the context and the horizon, for which files of ONNX are."""
+        tokens: int = (self.context + self.horizon) // self.patch_size
+        return tokens
 
     @property
     def _ffn_size(self) -> int:
