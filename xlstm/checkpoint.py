@@ -169,11 +169,11 @@ def _advice(about: dict[str, Any]) -> str:
     """Return the end of an error about a file that another version of xlstm wrote, or an empty
     text.
     """
-    writer = about.get(KEY, "of an earlier version")
-    if writer == __version__:
+    if about.get(KEY) == __version__:
         return ""
+    writer = f"xlstm {shown(about[KEY])}" if KEY in about else "an earlier version of xlstm"
     return (
-        f"; xlstm {writer} wrote the file, and this is xlstm {__version__}: fit or train"
+        f"; {writer} wrote the file, and this is xlstm {__version__}: fit or train"
         " again, or install that version to load it"
     )
 

@@ -219,7 +219,9 @@ class OnCuda:
 def test_cuda_tensors_run_on_the_stream_of_pytorch(xp, monkeypatch):
     stream = xp.cuda.Stream(non_blocking=True)
     torch = SimpleNamespace(
-        from_dlpack=OnCuda, cuda=SimpleNamespace(current_stream=lambda device: theirs)
+        from_dlpack=OnCuda,
+        cuda=SimpleNamespace(current_stream=lambda device: theirs),
+        autograd=SimpleNamespace(forward_ad=SimpleNamespace(_current_level=-1)),
     )
     theirs = SimpleNamespace(cuda_stream=stream.ptr)
     monkeypatch.setattr(optional_imports, "torch", lambda: torch)

@@ -247,8 +247,10 @@ def test_the_model_that_is_overwritten_stays_until_the_new_one_is_complete(
     folder = tmp_path / "out"
     model = folder / "model.safetensors"
     run(*args, "-o", "out")
-    run(*args, "-o", "out", "--overwrite", "--hidden-size", "0", code=2)  # before any work
     before = {path: path.read_bytes() for path in folder.iterdir()}
+    for wrong in (["--hidden-size", "0"], ["--graph", "on"]):
+        run(*args, "-o", "out", "--overwrite", *wrong, code=2)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
     anew = [*args, "--seed", "1", "-o", "out"]
     code, errors = stopped(tmp_path, [signal.SIGINT], [*anew, "--overwrite"])
     assert (code, model.read_bytes()) == (130, before[model])

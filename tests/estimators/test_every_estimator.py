@@ -250,7 +250,7 @@ def test_files_that_are_refused(kind, trained, tmp_path, monkeypatch):
     for version in (xlstm.__version__, "0.0.9"):
         end = r"\)"
         if version == "0.0.9":
-            end += f"; xlstm 0.0.9 wrote the file, and this is xlstm {xlstm.__version__}: fit"
+            end += f"; xlstm '0.0.9' wrote the file, and this is xlstm {xlstm.__version__}: fit"
             end += " or train again, or install that version to load it"
         for place, change, words in DAMAGE[name]:
             trained.save(path)

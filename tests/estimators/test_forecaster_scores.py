@@ -64,7 +64,8 @@ def test_rows_after_those_of_fit_are_all_judged():
     assert (score.points, score.at[0], score.at[-1]) == (75, 0, 74)
     np.testing.assert_allclose(score.forecasts[0], forecaster.predict(values[:150]), rtol=1e-6)
     changed = np.append(values[150:180], np.nan)
-    np.testing.assert_array_equal(forecaster.score(changed).forecasts, score.forecasts[:31])
+    # float32 sums of a batch of another size may have other last bits
+    np.testing.assert_allclose(forecaster.score(changed).forecasts, score.forecasts[:31], rtol=1e-6)
     assert forecaster.score([values[150:225]]).points == 15
     with pytest.raises(ValueError, match=r"has 5 rows after .*, expected 6 or more"):
         forecaster.score(values[150:155])

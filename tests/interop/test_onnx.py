@@ -360,7 +360,7 @@ def test_forecasters_from_values_alone(rng, options, beside):
     """All candidates, units and the width of intervals are in the graph, with float64, and a
     network where there is one.
     """
-    N = 200
+    N = 450  # a season of 96 steps needs 424
     season = np.sin(np.arange(N)[:, None] * np.pi / 6)
     values = 1000 + 5 * season + rng.normal(size=(N, 2)).cumsum(axis=0)
     shapes = {"past": (N, 1), "future": (N + 3, 2), "static": (1,)}

@@ -40,7 +40,7 @@ def to_tensor(array: Array) -> Tensor:
 
 def has_tangent(tensors: Iterable[Tensor]) -> bool:
     """Tell whether some tensors are dual ones of PyTorch's forward-mode AD."""
-    forward_ad = sys.modules["torch"].autograd.forward_ad
+    forward_ad = optional_imports.torch().autograd.forward_ad
     return forward_ad._current_level >= 0 and any(
         a is not None and forward_ad.unpack_dual(a).tangent is not None for a in tensors
     )

@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from typer import Argument, Option
 from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
+from xlstm.arrays.namespace import Params
 from xlstm.cli.console import (
     Report,
     description,
@@ -48,11 +49,10 @@ from xlstm.data.csv_file import Dialect
 from xlstm.data.panels import Panel
 from xlstm.data.series import bundled
 from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel
-from xlstm.estimators.base import checked
 from xlstm.estimators.evaluation import Score
 from xlstm.estimators.forecaster import examples
 from xlstm.plots import figures
-from xlstm.training import Interrupted, ProgressBar, Terminated
+from xlstm.training import Callback, Interrupted, ProgressBar, Terminated
 from xlstm.training.folder import BEST, HISTORY, Folder
 
 PICTURE = "forecast.png"
@@ -148,10 +148,12 @@ class CommandRun(Report):
             return
         raise ValueError(f"{self.output}: holds {problem}, and --output names another folder")
 
-    def _replace(self) -> None:
-        """Delete the files of the run in the folder, the newest checkpoint last, and leave the
-        model. ValueError if another process goes on with that run.
+    def replace(self) -> None:
+        """With `overwrite`, delete once the files of the old run in the folder, the newest
+        checkpoint last, and leave the model. ValueError if another process goes on with that run.
         """
+        if self.begun:
+            return
         folder = Folder(self.output, 1)
         folder.begin()
         try:
@@ -167,10 +169,7 @@ class CommandRun(Report):
         signal ends training.
         """
         bar = ProgressBar(Console(quiet=True) if out.quiet else err)
-        model.set_params(graph=self.graph, callbacks=[bar])
-        if self.overwrite and self.leads:
-            checked(model)
-            self._replace()
+        model.set_params(graph=self.graph, callbacks=[bar, Beginning(self)])
         if self.keeps:
             model.set_params(checkpoints=self.output, resume=self.resume)
         elif self.leads:
@@ -200,6 +199,7 @@ class CommandRun(Report):
     def _save(self, model: Any, file: Path, options: dict[str, Any]) -> None:
         if not self.leads:
             return
+        self.replace()  # nothing has called it if no network was trained
         # Without checkpoints of a network the folder does not exist yet.
         self.output.mkdir(parents=True, exist_ok=True)
         model.data_ = digest(file)
@@ -232,6 +232,19 @@ class CommandRun(Report):
                 parts.append("nothing was saved")
             tell("; ".join(parts))
             raise typer.Exit(exit_code(error) if stopped else 1) from None
+
+
+@dataclass
+class Beginning(Callback):
+    """A callback that replaces the old run of a command's folder once training begins, after all
+    checks.
+    """
+
+    run: CommandRun
+    everywhere = False
+
+    def begin(self, params: Params) -> None:
+        self.run.replace()
 
 
 @command(Settings)
