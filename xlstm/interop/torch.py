@@ -149,7 +149,8 @@ def from_torch(
         There is no such file.
     ValueError, TypeError
         Weights are missing, surplus or misshapen, have several dtypes, or belong to another kind of
-        module. The file is damaged or holds something else. The kind or activation is unknown.
+        module. A module does not show `batch_first`, as a traced one. The file is damaged or holds
+        something else. The kind or activation is unknown.
 
     Examples
     --------
