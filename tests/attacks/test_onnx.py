@@ -162,7 +162,10 @@ HOSTILE = {
     ),
     "many nodes": (nodes_by_the_thousand, "there are 2001 recurrent nodes"),
     "tied layers": (tied_layers, "nodes share weights"),
-    "long chain": (between(*[("Transpose", None)] * 9000, perm=[1, 0, 2, 3]), "X comes from LSTM"),
+    "long chain": (
+        between(*[("Transpose", None)] * 9000, perm=[1, 0, 2, 3]),
+        "X comes from Transpose",
+    ),
     "doubled shapes": (
         between(("Shape", None), *[("Concat", None, None)] * 40, axis=0),
         "X comes from Concat",

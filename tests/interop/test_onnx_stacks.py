@@ -160,7 +160,7 @@ def test_export_computes_what_onnxruntime_does(kind, opset, words, rng):
             xlstm.RNN(D, H, 2, activations="relu", batch_first=True, bias=False),
         ),
         ("dynamo-gru-1-dynamic-constant", "initial_h is a constant other than 0"),
-        ("dynamo-lstm-two-relu", "X comes from Relu 'node_relu', expected from Y of LSTM"),
+        ("dynamo-lstm-two-relu", "X comes from Relu 'node_relu', expected Y of LSTM"),
         ("dynamo-rnn-1", "no node LSTM, GRU or RNN"),
     ],
 )
@@ -203,6 +203,7 @@ class Edited:
             if size is not None:
                 dim.dim_value = size
         self.graph.input.append(onnx.helper.make_tensor_value_info("given", 6, ["B"]))
+        self.graph.input.append(onnx.helper.make_tensor_value_info("state", 1, [1, "B", H]))
         self.second = [n for n in self.graph.node if n.op_type == "GRU"][1]
         self.count = 0
 
@@ -251,8 +252,11 @@ def reshaped(*sizes):
     )
 
 
-COMPUTED = "X comes from {}, expected from Y of GRU '0.Y' with axes"
-ORDER = COMPUTED.format(r"GRU '0\.Y'")
+COMPUTED = "X comes from {}, expected Y of GRU '0.Y' with axes"
+
+
+def order(operator):
+    return COMPUTED.format(f"{operator} '.+'")
 
 
 @pytest.mark.parametrize(
@@ -271,13 +275,13 @@ ORDER = COMPUTED.format(r"GRU '0\.Y'")
         (reshaped(T, B, H), (T, B), ""),
         (reshaped(T, -1, H), (T, None), ""),
         (lambda e, y: e.node("Relu", y), (), COMPUTED.format("Relu 'n1'")),
-        (lambda e, y: e.node("Cast", e.node("Cast", y, to=10), to=1), (), ORDER),
-        (lambda e, y: e.node("Dropout", y, np.float32(0.5), np.array(True)), (), ORDER),
-        (lambda e, y: e.node("Transpose", y, perm=[1, 0, 2]), (5, 5), ORDER),
-        (reshaped("1", "0", -1), (), ORDER),
-        (reshaped(T, -1, H), (), ORDER),
+        (lambda e, y: e.node("Cast", e.node("Cast", y, to=10), to=1), (), order("Cast")),
+        (lambda e, y: e.node("Dropout", y, np.float32(0.5), np.array(True)), (), order("Dropout")),
+        (lambda e, y: e.node("Transpose", y, perm=[1, 0, 2]), (5, 5), order("Transpose")),
+        (reshaped("1", "0", -1), (), order("Reshape")),
+        (reshaped(T, -1, H), (), order("Reshape")),
         (lambda e, y: "x", (), COMPUTED.format("'x'")),
-        (lambda e, y: "0.h", (), ORDER),
+        (lambda e, y: "0.h", (), order("GRU")),
     ],
 )
 def test_nodes_between_layers_keep_values_and_order_or_are_refused(between, declared, message):
@@ -290,7 +294,7 @@ def test_directions_and_units_in_another_order_are_refused():
     edited = Edited(bidirectional=True)
     turn = next(n for n in edited.graph.node if n.op_type == "Transpose")
     turn.attribute[0].ints[:] = [0, 2, 3, 1]
-    edited.read(ORDER)
+    edited.read(order("Reshape"))
 
 
 def state(op_type):
@@ -320,6 +324,14 @@ def lengths(e, value):
         *((state(op), n, (), n and "initial_h") for op in ("Expand", "Fill") for n in (0, 1e-30)),
         (lambda e, n: {"initial_h": e.node("RandomNormal", shape=[1, B, H])}, 0, (), "initial_h"),
         (lambda e, n: {"initial_h": "0.h"}, 0, (), "initial_h"),
+        (lambda e, n: {"initial_h": e.node("Identity", "state")}, 0, (), ""),
+        (lambda e, n: {"initial_h": e.node("Mul", "state", np.float32(2))}, 0, (), "initial_h"),
+        (
+            lambda e, n: {"sequence_lens": e.node("Sub", "given", np.int32([1]))},
+            0,
+            (),
+            "sequence_lens",
+        ),
         (lengths, "0", (), ""),
         (lengths, "1", (), "sequence_lens"),
         (lengths, T, (T, None), ""),
@@ -333,3 +345,10 @@ def test_states_and_lengths_are_the_default_or_inputs(inputs, value, declared, m
     edited = Edited(declared)
     edited.give(**inputs(edited, value))
     edited.read(message and rf"GRU '1\.Y': {message} is ")
+
+
+def test_a_node_by_name_may_have_a_state_that_the_model_computes_from_inputs():
+    edited = Edited()
+    edited.give(initial_h=edited.node("Mul", "state", np.float32(2)))
+    _, params = from_onnx(edited.model, "1.Y")
+    np.testing.assert_array_equal(params["0.Wh"], edited.params["1.Wh"])

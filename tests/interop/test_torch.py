@@ -96,6 +96,7 @@ def test_forward_and_gradients_are_pytorchs(rng, kind, options, batch_first, len
 
 
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("kind", "options"), CONFIGURATIONS, ids=str)
 def test_there_and_back_are_the_same_bits(tmp_path, kind, options, dtype):
@@ -111,11 +112,15 @@ def test_there_and_back_are_the_same_bits(tmp_path, kind, options, dtype):
     from_file = from_torch(
         path, kind, prefix="encoder.", activation=options.get("nonlinearity", "tanh")
     )
-    whole = torch.nn.ModuleDict({"encoder": module, "head": torch.nn.Linear(2, 2)})
-    from_modules = from_torch(module), from_torch(whole, prefix="encoder.")
+    whole = torch.nn.ModuleDict({"tied": module, "encoder": module})
+    from_modules = (
+        from_torch(module),
+        from_torch(torch.jit.script(module)),
+        from_torch(whole, prefix="encoder."),
+    )
     dropout = 0.25 if options["num_layers"] > 1 else 0.0
     expected = dataclasses.replace(from_file[0], batch_first=True, dropout=dropout)
-    assert [layer for layer, _ in from_modules] == [expected] * 2
+    assert [layer for layer, _ in from_modules] == [expected] * 3
     for layer, params in (ours_of(kind, options, theirs), from_file, *from_modules):
         back = to_torch(layer, params)
         same_bits(back, theirs)
@@ -173,6 +178,11 @@ def test_other_modules_are_named():
     for prefix, found in (("", "0.bias_hh_l0"), ("rnn.", "nothing")):
         with pytest.raises(ValueError, match=f"{prefix}weight_ih_l0 is missing, found {found}"):
             from_torch(net, prefix=prefix)
+    weights = torch.nn.ParameterDict(torch.nn.GRU(D, H).state_dict())  # as traced modules are
+    with pytest.raises(
+        TypeError, match="a ParameterDict does not show batch_first, expected a torch"
+    ):
+        from_torch(weights)
 
 
 @pytest.mark.parametrize("suffix", ["pt", "pth", "ckpt"])

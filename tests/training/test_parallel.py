@@ -241,6 +241,25 @@ def test_gradients_that_are_sent_as_bfloat16(case, tmp_path):
             assert one.params[name].tobytes() == other.params[name].tobytes()
 
 
+def test_residuals_outlive_the_end_of_an_epoch(tmp_path):
+    """At its end ranks agree that no batch is left. A run of the steps of one epoch does not ask."""
+
+    def run(group, steps, **more):
+        trained(
+            group, MODEL, SMALL, steps=steps, gradients="bfloat16", checkpoints=tmp_path, **more
+        )
+        return read(max(tmp_path.glob("step-*"))).arrays
+
+    steps = len(SMALL)
+    whole, _ = together(2, run, 2 * steps)
+    shutil.rmtree(tmp_path)
+    one, _ = together(2, run, steps)
+    resumed, _ = together(2, lambda group: run(group, 2 * steps, resume=True))
+    assert np.any(one["residuals.0"])
+    for name, array in whole.items():
+        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+
+
 def test_a_checkpoint_of_a_version_that_dropped_residuals(tmp_path, monkeypatch):
     how = {"gradients": "bfloat16", "checkpoints": tmp_path}
     together(2, lambda group: trained(group, MODEL, SMALL, steps=5, **how))

@@ -203,7 +203,7 @@ def with_dates(where: str, table: Any, roles: Sequence[Sequence[str]]) -> Any:
     nw, frame, _, index, dated, _ = frames.framed(where, table)
     if dated is not None or hasattr(index, "freq"):
         return table
-    for column in (index, *frame.iter_columns()):
+    for column in (index, *map(frame.get_column, frame.columns)):
         name: Any = getattr(column, "name", None)
         kind = getattr(column, "inferred_type", getattr(column, "dtype", None))
         if kind in ("string", nw.String) and name not in itertools.chain(*roles):

@@ -36,6 +36,7 @@ __all__ = ["from_torch", "module", "to_torch"]
 # The position of each gate of this library among PyTorch's gates.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NAMES = {"Wx": "weight_ih", "Wh": "weight_hh", "b": "bias_ih", "bh": "bias_hh", "Whr": "weight_hr"}
+OPTIONS = ("batch_first", "dropout", "nonlinearity")  # of modules, which their weights do not show
 ABSENT = ("reverse", "peepholes", "coupled_input_forget", "clip")  # options that PyTorch lacks
 
 
@@ -148,7 +149,8 @@ def from_torch(
         There is no such file.
     ValueError, TypeError
         Weights are missing, surplus or misshapen, have several dtypes, or belong to another kind of
-        module. The file is damaged or holds something else. The kind or activation is unknown.
+        module. A module does not show `batch_first`, as a traced one. The file is damaged or holds
+        something else. The kind or activation is unknown.
 
     Examples
     --------
@@ -261,8 +263,17 @@ def _read(source: Any, prefix: str) -> tuple[dict[str, Host], Mapping[str, Any]]
     their module or the metadata of a file.
     """
     if hasattr(source, "named_modules"):
-        part = dict(source.named_modules()).get(prefix.removesuffix("."), source)
-        return _read(source.state_dict(), prefix)[0], vars(part)
+        weights, _ = _read(source.state_dict(), prefix)
+        # the same part may have several names
+        parts = dict(source.named_modules(remove_duplicate=False))
+        part = parts.get(prefix.removesuffix("."))
+        about = {name: getattr(part, name) for name in OPTIONS if hasattr(part, name)}
+        if f"{prefix}weight_ih_l0" in weights and "batch_first" not in about:
+            raise TypeError(
+                f"from_torch: a {type(source).__name__} does not show batch_first, expected a"
+                " torch.nn.LSTM, GRU or RNN, or its state_dict()"
+            )
+        return weights, about
     if isinstance(source, Mapping):
         return {
             str(name): floating("from_torch", str(name), array)

@@ -235,12 +235,18 @@ class AllReduce:
         return float(number * (self.group.size - 1) if self.group.rank == 0 else -number)
 
     def fail(self, local: bool, then_all: bool) -> None:
-        """Take part in the sum, or both sums, of a step that this rank cannot take."""
+        """Take part in the sum, or both sums, of a step that this rank cannot take.
+
+        Residuals stay as they are, since at the end of an epoch no rank takes the step.
+        """
         refusal = self._refusal()
+        before = [residual.copy() for residual in self.residuals]
         if local:
             self._sum_head(refusal)
         if then_all or not local:
             self._summed({}, 0.0, None if local else refusal)
+        for residual, old in zip(self.residuals, before, strict=True):
+            residual[...] = old
 
     def told(self, place: str, what: Any = None) -> list[Any]:
         """Return the values that all ranks send at a place; if one has an error, all ranks raise

@@ -25,9 +25,11 @@ OPEN = 1_000_003  # the first number for a size that the file leaves open; float
 FEW = 8  # the most axes of a tensor, and the most numbers of a shape
 WHOLE = (6, 7)  # INT32 and INT64
 # Operators whose output is a new arrangement of their first input, those that also select or repeat
-# its values, those whose values depend on shapes alone, and those that compute shapes.
+# its values, all whose values come from their first input, those whose values depend on shapes
+# alone, and those that compute shapes.
 ARRANGING = ("Cast", "Dropout", "Identity", "Reshape", "Squeeze", "Transpose")
 KEEPING = (*ARRANGING, "Expand", "Slice", "Tile", "Unsqueeze")
+PASSING = (*KEEPING, "Gather", "Split")
 SHAPING = ("ConstantOfShape", "Shape")
 COUNTING = (
     "Cast",
@@ -46,9 +48,12 @@ class Tensors:
     """The tensors of a graph by name, as far as they are known."""
 
     def __init__(
-        self, graph: Any, constants: Mapping[str, Any], layers: Mapping[int, Layer]
+        self, graph: Any, constants: Mapping[str, Any], layers: Mapping[int, Layer], whole: bool
     ) -> None:
-        """Follow the nodes of a graph; `layers` are those read, by the places of their nodes."""
+        """Follow the nodes of a graph; `layers` are those read, by the places of their nodes.
+
+        Numbers that the graph computes from its inputs are `given`, too, unless it is read `whole`.
+        """
         self.roots: dict[str, str] = {}  # the tensors of which they are new arrangements
         self.axes: dict[str, Sequence[Axis]] = defaultdict(tuple)
         # the axes of each Y with directions and H joined, as X of a layer above has them
@@ -56,7 +61,7 @@ class Tensors:
         # tensors of the file, or numbers, among which are all their values
         self.only: dict[str, tuple[Any, ...]] = defaultdict(tuple)
         self.only.update((name, (tensor,)) for name, tensor in constants.items())
-        # those whose values depend on inputs of the model, and on layers that are read
+        # those with the values of inputs of the model, and those computed from layers that are read
         self.given = {entry.name for entry in graph.input} - constants.keys()
         self.read: set[str] = set()
         self._numbers = {
@@ -79,8 +84,9 @@ class Tensors:
             if operator in (*KEEPING, *SHAPING):
                 del sources[operator in KEEPING :]
             outputs = {*node.output} - {""}
-            for names in (self.given, self.read):
-                names |= outputs if names.intersection(sources) else set()
+            passed = sources[: operator in PASSING] if whole else sources
+            for names, known in ((self.given, passed), (self.read, sources)):
+                names |= outputs if names.intersection(known) else set()
             if k in layers:
                 self.read |= outputs
                 self._add_layer(node, layers[k])

@@ -42,9 +42,10 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     in their order: Transpose, Reshape, Squeeze, Identity, Dropout, and Cast to the same type. Nodes
     before and after the stack are not read, so a head is left out.
 
-    Initial states and `sequence_lens` that are inputs of the model, or are computed from them, are
-    not read: give them to `layer.forward` as `state` and `lengths`. With `input_forget`, the unused
-    rows of the forget gate are left out. FLOAT16 becomes float32.
+    Initial states and `sequence_lens` that are inputs of the model are not read: give them to
+    `layer.forward` as `state` and `lengths`. With `node`, that holds also for those that the model
+    computes from inputs. With `input_forget`, the unused rows of the forget gate are left out.
+    FLOAT16 becomes float32.
 
     Parameters
     ----------
@@ -68,10 +69,10 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
         The file, or a file of external data that it names, does not exist.
     ValueError, TypeError
         The file is not an ONNX model. There is no such node, or there are several that are no stack
-        of at most 1000 layers. An attribute is unknown or has an unknown value. Without any input,
-        the graph computes an initial state that is not known to be 0, or `sequence_lens` that are
-        not known to be the number of steps. A weight is not a constant, is damaged or misshapen, or
-        is external data outside of the model's folder.
+        of at most 1000 layers. An attribute is unknown or has an unknown value. The graph computes
+        an initial state that is not known to be 0, or `sequence_lens` that are not known to be the
+        number of steps. A weight is not a constant, is damaged or misshapen, or is external data
+        outside of the model's folder.
     ImportError
         The package onnx is not installed.
 
@@ -101,7 +102,9 @@ def from_onnx(path_or_model: AnyPath | Any, node: str | None = None) -> tuple[La
     constants = _constants(graph)
     nodes = _chosen(where, graph, node, constants)
     read = {k: _read(where, proto, constants, folder) for k, proto in nodes.items()}
-    _check(where, graph, nodes, {k: layer for k, (layer, _) in read.items()}, constants, folder)
+    layers = {k: layer for k, (layer, _) in read.items()}
+    tensors = Tensors(graph, constants, layers, node is None)
+    _check(where, graph, nodes, layers, tensors, folder)
     layer, params = stacked(where, [*map(_name, nodes.values())], [*read.values()])
     x = next(iter(nodes.values())).input[0]
     if node is None and any(
@@ -166,11 +169,10 @@ def _check(
     graph: Any,
     nodes: Mapping[int, Any],
     layers: Mapping[int, Layer],
-    constants: Mapping[str, Any],
+    tensors: Tensors,
     folder: Path | None,
 ) -> None:
     """Raise ValueError unless nodes compute what a stack of their layers computes."""
-    tensors = Tensors(graph, constants, layers)
     makers = {name: _label(proto) for proto in graph.node for name in proto.output}
     given = tensors.given - tensors.read
     lengths = []
@@ -183,11 +185,13 @@ def _check(
             only = tensors.only[source]
             default = only and all(_is_only(what, constant, number, folder) for constant in only)
             if source and source not in given and not default:
-                came = "a constant" if only else f"computed by {makers.get(source, 'no node')}"
                 words = "the number of steps" if number else "0"
+                came = f"computed by {makers.get(source, 'no node')}"
+                if only:
+                    came = f"a constant other than {words}"
                 raise ValueError(
-                    f"{what} is {came} other than {words}, which a layer cannot hold, expected"
-                    f" {words} or an input"
+                    f"{what} is {came}, which a layer cannot hold, expected {words} or an input of"
+                    " the model"
                 )
         lengths.append(tensors.roots.get(source, source) if source in given else "")
     for (before, lens), (after, others) in pairwise(zip(nodes.values(), lengths, strict=True)):
@@ -195,9 +199,11 @@ def _check(
         root = tensors.roots.get(x, x)
         problem = "" if lens == others else f"sequence_lens is another one than of {_label(before)}"
         if root not in before.output[:1] or tensors.axes[x] != tensors.above[root]:
+            # a node that only rearranges Y has it as its root
+            name = x if root in before.output else root
             problem = (
-                f"X comes from {makers.get(root, shown(root))}, expected from Y of {_label(before)}"
-                " with axes (time, batch, directions * H)"
+                f"X comes from {makers.get(name, shown(name))}, expected Y of {_label(before)} with"
+                " axes (time, batch, directions * H)"
             )
         if problem:
             names = few(map(_name, nodes.values()))
