@@ -2,6 +2,7 @@
 refuses.
 """
 
+import contextlib
 import threading
 
 import numpy as np
@@ -172,4 +173,20 @@ def test_an_engine_of_another_library_or_without_its_package_is_refused(rng, mon
             ValueError, match=r"^engine numba: XLSTM_COMPILE is 0, or Numba is not installed$"
         ),
     ):
+        layer.forward(params, x)
+
+
+@needs_numba
+@pytest.mark.usefixtures("compiling")
+def test_an_engine_that_is_asked_for_runs_the_mlstm(rng):
+    """Without being asked, compiled loops run where they are quicker."""
+    layer = xlstm.mLSTM(4, 8)
+    params = layer.init(backend=make_backend("numpy"))
+    x = rng.standard_normal((4, 2, 4))
+    ran = {}
+    for name in ("array_api", "numba", None):
+        with engine.use(name) if name else contextlib.nullcontext():
+            ran[name] = layer.forward(params, x)[2]["0"].memory.engine.name
+    assert ran == {"array_api": "array_api", "numba": "numba", None: "array_api"}
+    with engine.use("cuda"), pytest.raises(ValueError, match="cuda: it runs arrays of CuPy"):
         layer.forward(params, x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import importlib
 import os
 from collections.abc import Iterator, Sequence
@@ -161,8 +162,7 @@ class Registered(NamedTuple):
     @property
     def engine(self) -> Any:
         """The engine itself."""
-        module, name = self.place.split(":")
-        return getattr(importlib.import_module(module), name)
+        return _imported(self.place)
 
     def refuses(self, step: Any, *given: Any) -> str:
         """Return why the engine cannot run a step, or ""; see `Engine`."""
@@ -170,6 +170,12 @@ class Registered(NamedTuple):
             return f"it runs arrays of {self.arrays}"
         reason: str = self.engine.refuses(step, *given)
         return reason
+
+
+@functools.cache
+def _imported(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 # The fastest first. An engine for arrays of any library is in the list itself.

@@ -164,7 +164,7 @@ def run_memory(
     Parameters and results are those of `MemoryEngine.forward`.
     """
     asked = engine.asked()
-    if asked not in [entry.name for entry in MEMORY_ENGINES]:
+    if asked and asked not in [entry.name for entry in MEMORY_ENGINES]:
         asked = None  # an engine that has no matrix memories
     for entry in MEMORY_ENGINES:
         if asked in (None, entry.name):
