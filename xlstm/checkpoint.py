@@ -23,7 +23,7 @@ from xlstm.arrays.backend import backend_like
 from xlstm.arrays.checks import few, instance, shown
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array
-from xlstm.core.version import __version__
+from xlstm.core import version as release
 from xlstm.data import reading, writing
 from xlstm.data.tensors import Tensors
 
@@ -72,7 +72,7 @@ def save(
     for name, array in params.items():
         host = to_numpy(array)
         arrays[name] = np.asarray(host, host.dtype.newbyteorder("<"), order="C")
-    about = VERSION, kind, config, digest(kind, config, arrays), __version__
+    about = VERSION, kind, config, digest(kind, config, arrays), release.__version__
     entry = json.dumps(dict(zip(ENTRIES, about, strict=True)))
     writing.write(path, to_bytes(arrays, metadata={KEY: entry}))
 
@@ -169,11 +169,11 @@ def _advice(about: dict[str, Any]) -> str:
     """Return the end of an error about a file that another version of xlstm wrote, or an empty
     text.
     """
-    if about.get(KEY) == __version__:
+    if about.get(KEY) == release.__version__:
         return ""
     writer = f"xlstm {shown(about[KEY])}" if KEY in about else "an earlier version of xlstm"
     return (
-        f"; {writer} wrote the file, and this is xlstm {__version__}: fit or train"
+        f"; {writer} wrote the file, and this is xlstm {release.__version__}: fit or train"
         " again, or install that version to load it"
     )
 

@@ -270,7 +270,8 @@ def test_a_rank_that_fails_ends_the_job_with_one_message(loop, fails, message):
     [
         (START + "raise ValueError('for all')", "ValueError: for all"),
         (
-            "import os, xlstm\nxlstm.__version__ = os.environ['PMI_RANK']" + START,
+            "import os\nfrom xlstm.core import version\nversion.__version__ = os.environ['PMI_RANK']"
+            + START,
             (
                 r"rank 1 has version 1 \(checksum of its files \w{8}\) of xlstm, expected that of"
                 r" other ranks, 0 \(.*\)"

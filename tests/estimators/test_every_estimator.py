@@ -255,7 +255,7 @@ def test_files_that_are_refused(kind, trained, tmp_path, monkeypatch):
         for place, change, words in DAMAGE[name]:
             trained.save(path)
             with monkeypatch.context() as patch:
-                patch.setattr(xlstm, "__version__", version)
+                patch.setattr("xlstm.core.version.__version__", version)
                 rewrite(path, name, place, change)
             with pytest.raises(ValueError, match=f"not a sound {name} .*{words}.*{end}$"):
                 type(trained).load(path)
