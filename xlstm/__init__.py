@@ -54,6 +54,7 @@ from xlstm.arrays.backend import Backend, available_backends, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.cells.cell import Cell
 from xlstm.cells.linear_scan import LinearCell
+from xlstm.core.places import attribute
 from xlstm.core.version import __version__
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import Linear
@@ -122,11 +123,9 @@ _NAMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a name or a module on first use."""
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"xlstm.{_NAMES[name]}"), name)
-    if name in __all__:
+    if name in __all__ and name not in _NAMES:
         return importlib.import_module(f"xlstm.{name}")
-    raise AttributeError(f"module 'xlstm' has no attribute {name!r}")
+    return attribute(__name__, _NAMES, name)
 
 
 def __dir__() -> list[str]:

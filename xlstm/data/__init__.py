@@ -1,8 +1,8 @@
 """Data for training: files and tables, series, and batches on the host."""
 
-import importlib
 from typing import Any
 
+from xlstm.core.places import attribute
 from xlstm.data.batches import Batch, Prefetch, Sequences, Streams, Windows
 from xlstm.data.series_windows import SeriesWindows, Split, carry_forward, split
 from xlstm.data.shards import Shard
@@ -41,6 +41,4 @@ _NAMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a name on first use."""
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"xlstm.data.{_NAMES[name]}"), name)
-    raise AttributeError(f"module 'xlstm.data' has no attribute {name!r}")
+    return attribute(__name__, _NAMES, name)

@@ -1,8 +1,8 @@
 """Models made of layers, and their files."""
 
-import importlib
 from typing import Any
 
+from xlstm.core.places import attribute
 from xlstm.layers.summary import summary
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.model_files import load, save
@@ -22,6 +22,4 @@ _NAMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a forecaster on first use."""
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"xlstm.models.{_NAMES[name]}"), name)
-    raise AttributeError(f"module 'xlstm.models' has no attribute {name!r}")
+    return attribute(__name__, _NAMES, name)

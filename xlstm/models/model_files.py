@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from dataclasses import asdict, fields
 from typing import Any
@@ -11,6 +10,7 @@ from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import DType, Params
+from xlstm.core.places import imported
 from xlstm.data import reading
 from xlstm.layers.blocks.block import Backbone
 from xlstm.layers.module import Module
@@ -138,7 +138,7 @@ def config_of(where: str, model: Any) -> dict[str, Any]:
 def _layer(name: str) -> Any:
     """Return the class of a layer by its name, or None if files have no such layer."""
     if name in LAYERS:
-        return getattr(importlib.import_module(LAYERS[name]), name)
+        return imported(f"{LAYERS[name]}:{name}")
     return GATED.get(name)
 
 
