@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import importlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +18,7 @@ import numpy as np
 from xlstm.arrays import checks, compiled
 from xlstm.arrays.namespace import Array, Namespace, Params, library
 from xlstm.cells.cell import Cell
+from xlstm.core.places import imported
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Masks, Step, Stream
 from xlstm.engines.tape import Gradients, Tape, Widths
@@ -172,10 +172,7 @@ class Registered(NamedTuple):
         return reason
 
 
-@functools.cache
-def _imported(place: str) -> Any:
-    module, name = place.split(":")
-    return getattr(importlib.import_module(module), name)
+_imported = functools.cache(imported)
 
 
 # The fastest first. An engine for arrays of any library is in the list itself.
@@ -205,11 +202,13 @@ def choose(step: Step, widths: Widths, choices: dict[Any, Any]) -> Engine:
     """
     asked = _asked.get()
     if step.xp is not np:
-        return _first(step, widths, asked)
+        elsewhere: Engine = first(ENGINES, asked, step, widths)
+        return elsewhere
     key = step.Wh.dtype, step.bare, asked, os.environ.get(compiled.VARIABLE)
     choice = choices.get(key)
     if choice is None:
-        choices[key] = choice = _first(step, widths, asked), step.compiled
+        choices[key] = choice = first(ENGINES, asked, step, widths), step.compiled
+    engine: Engine
     engine, step.compiled = choice
     return engine
 
@@ -226,18 +225,27 @@ def stream(
     run: Stream | None = choices.get(key) if xp is np else None
     if run is None:
         step = Step(xp, cell, w, masks)
-        run = _first(step, [(1, x.shape[0])], asked).stream(step)
+        run = first(ENGINES, asked, step, [(1, x.shape[0])]).stream(step)
         if xp is np:
             choices[key] = run
     return run
 
 
-def _first(step: Step, widths: Widths, asked: str | None) -> Engine:
-    for engine in ENGINES:
-        if asked in (None, engine.name):
-            reason = engine.refuses(step, widths)
+def first(engines: Sequence[Any], asked: str | None, step: Any, *given: Any) -> Any:
+    """Return the engine of a name, or without one the first of a table that does not refuse.
+
+    The step and what is `given` beside it are the arguments of `refuses`.
+
+    Raises
+    ------
+    ValueError
+        The engine that is asked for refuses.
+    """
+    for entry in engines:
+        if asked in (None, entry.name):
+            reason = entry.refuses(step, *given)
             if not reason:
-                return engine.engine if isinstance(engine, Registered) else engine
+                return entry.engine if isinstance(entry, Registered) else entry
             if asked:
                 raise ValueError(f"engine {asked}: {reason}")
     raise AssertionError("the reference engine refuses nothing")

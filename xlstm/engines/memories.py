@@ -28,6 +28,8 @@ class MemoryPass(Portable):
         The number of steps that are computed together.
     forget : {"sigmoid", "exponential"}
     eps : float
+    asked : bool
+        Whether the user has asked for an engine. If not, an engine refuses what others do quicker.
     compiled : object
         The kernels of an engine, which `refuses` sets.
     """
@@ -37,6 +39,7 @@ class MemoryPass(Portable):
     chunk: int
     forget: str
     eps: float
+    asked: bool = field(default=False, init=False)
     compiled: Any = field(default=None, init=False)
 
     def by_head(self, x: Sequence[Array]) -> list[Array]:
@@ -79,9 +82,6 @@ class MemoryEngine(Protocol):
     def refuses(self, step: MemoryPass, x: Sequence[Array], state: Start) -> str:
         """Return why the engine cannot run a pass, or "" if it can."""
 
-    def pays(self, step: MemoryPass, x: Sequence[Array]) -> bool:
-        """Tell whether the engine is quicker than those after it."""
-
     def forward(
         self, step: MemoryPass, x: Sequence[Array], state: Start, keep: bool
     ) -> tuple[Array, list[Array], MemoryTape | None]:
@@ -120,10 +120,6 @@ class Reference:
         """Return ""."""
         return ""
 
-    def pays(self, step: MemoryPass, x: Sequence[Array]) -> bool:
-        """Return True."""
-        return True
-
     def forward(
         self, step: MemoryPass, x: Sequence[Array], state: Start, keep: bool
     ) -> tuple[Array, list[Array], MemoryTape | None]:
@@ -157,23 +153,16 @@ MEMORY_ENGINES: list[MemoryEngine | Registered] = [
 
 
 def run_memory(
-    step: MemoryPass, x: Sequence[Array], state: Sequence[Array], keep: bool
+    step: MemoryPass, x: Sequence[Array], state: Start, keep: bool
 ) -> tuple[Array, list[Array], MemoryTape | None]:
-    """Run a pass over matrix memories by the engine that `use` asks for, or the first that pays.
+    """Run a pass over matrix memories by the engine that `use` asks for, or the first that does not
+    refuse.
 
     Parameters and results are those of `MemoryEngine.forward`.
     """
     asked = engine.asked()
     if asked and asked not in [entry.name for entry in MEMORY_ENGINES]:
         asked = None  # an engine that has no matrix memories
-    for entry in MEMORY_ENGINES:
-        if asked in (None, entry.name):
-            reason = entry.refuses(step, x, state)
-            if asked and reason:
-                raise ValueError(f"engine {asked}: {reason}")
-            if reason:
-                continue
-            runs: MemoryEngine = entry.engine if isinstance(entry, Registered) else entry
-            if asked or runs.pays(step, x):
-                return runs.forward(step, x, state, keep)
-    raise AssertionError("the reference engine refuses nothing")
+    step.asked = asked is not None
+    runs: MemoryEngine = engine.first(MEMORY_ENGINES, asked, step, x, state)
+    return runs.forward(step, x, state, keep)

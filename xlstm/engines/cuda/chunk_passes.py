@@ -171,10 +171,6 @@ class CudaMemory:
         step.compiled = kernels(step.xp, q, k, v, step.N, step.chunk, step.forget, step.eps)
         return "" if step.compiled else "it has no kernels for these widths, dtype and card"
 
-    def pays(self, step: MemoryPass, x: Sequence[Array]) -> bool:
-        """Return True."""
-        return True
-
     def forward(
         self, step: MemoryPass, x: Sequence[Array], state: Start, keep: bool
     ) -> tuple[Array, list[Array], MemoryTape | None]:

@@ -61,14 +61,9 @@ class NumbaMemory:
             return f"no compiled loop has {dtype}"
         if x[0].size == 0:
             return "there is no step"
+        if not step.asked and _small(step, x):
+            return "the calls of NumPy are quicker"
         return "" if jit.enabled() else f"{VARIABLE} is 0, or Numba is not installed"
-
-    def pays(self, step: MemoryPass, x: Sequence[Array]) -> bool:
-        """Tell whether compiled loops are quicker than NumPy's calls."""
-        T, B, width = x[0].shape
-        K = width // step.N
-        V = x[2].shape[2] // step.N
-        return _work(B, step.N, T, min(step.chunk, T), K, V) >= SMALL
 
     def forward(
         self, step: MemoryPass, x: Sequence[Array], state: Start, keep: bool
@@ -88,6 +83,13 @@ class NumbaMemory:
 
 
 MEMORY = NumbaMemory()
+
+
+def _small(step: MemoryPass, x: Sequence[Array]) -> bool:
+    T, B, width = x[0].shape
+    K = width // step.N
+    V = x[2].shape[2] // step.N
+    return _work(B, step.N, T, min(step.chunk, T), K, V) < SMALL
 
 
 def chunkwise(
