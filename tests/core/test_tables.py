@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from xlstm.arrays import compiled, libraries
+from xlstm.arrays import compiled
+from xlstm.arrays.libraries import LIBRARIES, Library, library_of
 from xlstm.engines import engine, memories
 from xlstm.models import model_files
 
@@ -40,8 +41,8 @@ def test_entries_lead_somewhere():
         importlib.import_module(place)
     for entry in ENTRIES:
         assert entry.engine.name == entry.name
-    for name in libraries.LIBRARIES:
-        assert isinstance(libraries.library_of(name), libraries.Library)
+    for name in LIBRARIES:
+        assert isinstance(library_of(name), Library)
     for name, place in model_files.LAYERS.items():
         assert hasattr(importlib.import_module(place), name)
 

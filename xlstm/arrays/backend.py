@@ -200,10 +200,9 @@ def _with_dtype(backend: Backend, value: DType) -> Backend:
             f"backend: dtype {checks.shown(dtype)} is not supported, expected one of"
             f" {', '.join(DTYPES)}"
         )
-    library = library_of(backend.name)
-    if dtype in HALVES and library.on_cpu(backend.device):
+    if dtype in HALVES and str(backend.device) == "cpu":
         raise TypeError(f"backend: {dtype} on a CPU is slow and inexact; use float32, or a GPU")
     if dtype == "bfloat16":
-        library.check_bfloat16()
+        library_of(backend.name).check_bfloat16()
     dtype_of(backend.xp, dtype)  # raises if a package for the dtype is missing
     return replace(backend, dtype=dtype)

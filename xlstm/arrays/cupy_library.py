@@ -36,10 +36,6 @@ class CuPy(Library):
 
         return xp, optional_imports.cupy().cuda.Device(number)
 
-    def on_cpu(self, device: Any) -> bool:
-        """Return False."""
-        return False
-
     def check_bfloat16(self) -> None:
         """Raise BackendError if this CuPy has no bfloat16."""
         version = optional_imports.cupy().__version__

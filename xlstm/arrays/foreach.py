@@ -110,6 +110,11 @@ def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     """
     if _takes(xp, [arrays]):
         return compiled.module("cupy.foreach").norm(xp, arrays)
+    return root_of_squares(xp, arrays)
+
+
+def root_of_squares(xp: Namespace, arrays: Sequence[Array]) -> Array:
+    """Return `norm` by operations of the library."""
     squares = [xp.sum(a * a) for a in arrays]
     return xp.sqrt(sum(squares[1:], squares[0]))
 

@@ -1,16 +1,16 @@
-"""What the array libraries do differently when a backend is chosen and arrays are made."""
+"""The differences between array libraries when a backend is chosen and arrays are made."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Namespace
+from xlstm.core.places import imported
 
 # The module of each library, and the name of its class there; each is imported on first use.
 LIBRARIES = {
@@ -39,10 +39,6 @@ class Library:
             )
         return np, "cpu"
 
-    def on_cpu(self, device: Any) -> bool:
-        """Tell whether a device is a CPU."""
-        return True
-
     def check_bfloat16(self) -> None:
         """Raise BackendError if the library has no bfloat16."""
 
@@ -65,6 +61,5 @@ class Library:
 @functools.cache
 def library_of(name: str) -> Library:
     """Return a library by its name; one that is not in the table is like NumPy."""
-    module, kind = LIBRARIES.get(name, LIBRARIES["numpy"]).split(":")
-    library: Library = getattr(importlib.import_module(module), kind)()
+    library: Library = imported(LIBRARIES.get(name, LIBRARIES["numpy"]))()
     return library

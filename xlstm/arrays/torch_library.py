@@ -40,10 +40,6 @@ class PyTorch(Library):
             ) from error
         return xp, place
 
-    def on_cpu(self, device: Any) -> bool:
-        """Tell whether a device is a CPU."""
-        return str(device) == "cpu"
-
     def accepted(self, values: Any) -> Any:
         """Return arrays of NumPy as PyTorch takes them: without ml_dtypes, and writeable."""
         if not isinstance(values, np.ndarray):

@@ -18,7 +18,7 @@ import numpy as np
 from xlstm.arrays import optional_imports
 from xlstm.arrays.cuda import device, fused_kernels, kernel_fallback
 from xlstm.arrays.cuda.row_kernel_text import SYNC
-from xlstm.arrays.foreach import Columns, placed
+from xlstm.arrays.foreach import Columns, placed, root_of_squares
 from xlstm.arrays.namespace import Array, Namespace, Shape, dtype_name
 from xlstm.tracing.array_functions import ArrayFunction, Formula, Options, kind_of
 from xlstm.tracing.writers import C
@@ -110,9 +110,7 @@ def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
         return launched
     dtype = arrays[0].dtype
     real = REAL[kind_of(dtype)]
-    wide = [xp.astype(a, real) for a in arrays]
-    squares = [xp.sum(a * a) for a in wide]
-    return xp.astype(xp.sqrt(sum(squares[1:], squares[0])), dtype)
+    return xp.astype(root_of_squares(xp, [xp.astype(a, real) for a in arrays]), dtype)
 
 
 def takes(columns: Columns) -> bool:
