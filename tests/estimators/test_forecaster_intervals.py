@@ -33,7 +33,7 @@ def test_intervals_cover_what_they_promise():
 
 
 def test_each_series_of_a_panel_has_its_own_spread(tmp_path, rng):
-    """Of two series with one season and noise of 1 and 10, in the rows of `fit` and after them."""
+    """Two series have one season and noise of 1 and 10; both the rows of `fit` and later ones count."""
     season = 100 * np.sin(np.arange(2000) * np.pi / 6)
     both = [season + noise * rng.standard_normal(2000) for noise in (1, 10)]
     forecaster = Forecaster(season=12, candidates=["linear"], backend="numpy")

@@ -196,7 +196,7 @@ def test_equal_to_numpy(case, tmp_path, rng):
 
 
 class Nothing(NamedTuple):
-    """What cells keep that have no backward pass."""
+    """Cells without a backward pass keep this."""
 
 
 @dataclass(frozen=True)

@@ -226,8 +226,8 @@ class CommandRun(Report):
                 raise
             parts = [description(error), *(f"{path} is saved" for path in self.saved)]
             if stopped and self.begun and self.checkpoints:
-                given = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
-                parts.append(f"go on with: {shlex.join(['xlstm', *given, '--resume'])}")
+                words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+                parts.append(f"go on with: {shlex.join(['xlstm', *words, '--resume'])}")
             elif not self.saved:
                 parts.append("nothing was saved")
             tell("; ".join(parts))

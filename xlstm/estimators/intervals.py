@@ -93,8 +93,8 @@ class Intervals(NamedTuple):
         low, high = self.scales
         squares = np.minimum((errors / self.spread) ** 2, LARGEST**2 * high)
         latest = errors_of_rows(np.matrix_transpose(squares))
-        known, one = (averages(latest, first, len(self.spread)) for first in (0.0, 1.0))
-        share = 1 - (one - known)  # of the known errors in the average
+        known, from_one = (averages(latest, first, len(self.spread)) for first in (0.0, 1.0))
+        share = 1 - (from_one - known)  # of the known errors in the average
         own = np.clip((known / np.maximum(share, 1e-9)) ** share, low, high)
         return np.sqrt(np.maximum(known + (1 - share) * own, own / LARGEST**2))
 

@@ -1,4 +1,4 @@
-"""What is known of the tensors of an ONNX graph before it runs, in one pass over its nodes.
+"""Facts about the tensors of an ONNX graph before it runs, from one pass over its nodes.
 
 Exporters put transposes and reshapes between the layers of a stack, compute sizes from shapes, and
 make initial states of constants. The operators that they use for it have rules here.
